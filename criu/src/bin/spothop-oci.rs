@@ -1,0 +1,2 @@
+//! The OCI runtime that restores at `create`.
+fn main() {}

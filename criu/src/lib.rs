@@ -1,0 +1,1 @@
+//! CRIU: features, dump, restore, log triage.

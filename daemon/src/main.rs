@@ -1,0 +1,2 @@
+//! Live migration of containers off spot machines.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pure planning: which container goes where, and why not elsewhere.

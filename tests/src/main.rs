@@ -1,0 +1,2 @@
+//! The testbed: hosts in namespaces.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Moves bytes between two hosts: TLS, framing, chunks, compression.
