@@ -1,0 +1,247 @@
+//! The control API: HTTP + JSON over a unix socket that only root can open.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`] |
+//! | `GET /v1/containers` | `Vec<`[`ContainerView`]`>` |
+//! | `GET /v1/hosts` | `Vec<`[`HostView`]`>` |
+//! | `POST /v1/plan` with [`PlanRequest`] | [`spothop_policy::Plan`] |
+//! | `POST /v1/migrations` with [`MigrateRequest`] | [`Accepted`] |
+//! | `POST /v1/evacuations` with [`EvacuateRequest`] | [`Accepted`] |
+//! | `GET /v1/migrations/{id}` | [`MigrationView`] |
+//! | `GET /v1/events?migration=ID&migration=ID` | one [`Event`] a line (NDJSON); without ids: every event, endless |
+//! | `GET /v1/history?limit=N` | `Vec<`[`MigrationView`]`>`, newest first |
+//!
+//! An answer that is not 2xx carries a [`Problem`]. Event streams that name migrations start with a replay of what those
+//! have been through and end when all of them are finished.
+
+mod client;
+mod server;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+pub use self::client::{Client, ClientError};
+pub use self::server::serve;
+use crate::migration::{Phase, Side};
+use crate::notice::Notice;
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/spothop/control.sock";
+
+/// What this daemon is and does right now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This host's name in the inventory.
+    pub host: String,
+    /// Version of the running daemon.
+    pub version: String,
+    /// When the daemon started.
+    pub since: Timestamp,
+    /// The notices in force, oldest first.
+    pub notices: Vec<Notice>,
+    /// Migrations that are not finished, both directions, oldest first.
+    pub migrations: Vec<MigrationView>,
+}
+
+/// One running container, as `spothop ps` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerView {
+    /// The engine's full id.
+    pub id: String,
+    /// The container's name without a leading slash.
+    pub name: String,
+    /// The image as the user named it.
+    pub image: String,
+    /// Memory of all its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// The `io.spothop.priority` label; higher goes first.
+    pub priority: i64,
+    /// What becomes of its addresses: `keep-ip`, `new-ip`, `host` or `none`.
+    pub network: String,
+    /// Why it cannot be migrated; empty when it can.
+    pub obstacles: Vec<String>,
+}
+
+/// One host of the inventory, as `spothop hosts` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its name in the inventory.
+    pub name: String,
+    /// Where its daemon listens.
+    pub address: String,
+    /// Facts it told, or why it could not be asked.
+    pub state: spothop_policy::HostState,
+}
+
+/// Body of `POST /v1/plan`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRequest {
+    /// Only this container (name, id or unique id prefix); all running ones otherwise.
+    #[serde(default)]
+    pub container: Option<String>,
+    /// Only this host as a target.
+    #[serde(default)]
+    pub to: Option<String>,
+    /// Time until the host is taken away.
+    #[serde(default)]
+    pub budget: Option<Duration>,
+}
+
+/// Body of `POST /v1/migrations`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Name, id or unique id prefix.
+    pub container: String,
+    /// The target's name; policy chooses otherwise.
+    #[serde(default)]
+    pub to: Option<String>,
+}
+
+/// Body of `POST /v1/evacuations`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvacuateRequest {
+    /// Time until the host is taken away; none means no deadline.
+    #[serde(default)]
+    pub budget: Option<Duration>,
+}
+
+/// What was begun.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Accepted {
+    /// The ids of the migrations, in the order in which they go.
+    pub migrations: Vec<String>,
+    /// The plan that they follow; what stays is in there with its reasons.
+    pub plan: spothop_policy::Plan,
+}
+
+/// A migration, running or past.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MigrationView {
+    /// Its id (UUIDv7).
+    pub id: String,
+    /// Which end of it this host is.
+    pub side: Side,
+    /// The container's id on this host (empty at a target that has not made it yet).
+    pub container_id: String,
+    /// The container's name.
+    pub container: String,
+    /// The other host.
+    pub peer: String,
+    /// Why: a notice's id, or `manual`.
+    pub cause: String,
+    /// When the source host is taken away, if it is.
+    pub deadline: Option<Timestamp>,
+    /// How far it has come.
+    pub phase: Phase,
+    /// How it ended; none while it runs.
+    pub outcome: Option<Outcome>,
+    /// What went wrong, if something did.
+    pub reason: Option<String>,
+    /// Every phase entered, in order.
+    pub phases: Vec<PhaseEntry>,
+    /// Bytes of memory, files and image handed to the network so far (before compression).
+    pub bytes_sent: u64,
+    /// The same after compression.
+    pub bytes_on_wire: u64,
+}
+
+impl MigrationView {
+    /// Time from freezing to running as this side saw it; none before it runs.
+    #[must_use]
+    pub fn frozen_for(&self) -> Option<Duration> {
+        let at = |phase| self.phases.iter().find(|entry| entry.phase == phase).map(|entry| entry.at);
+        at(Phase::Running)?.duration_since(at(Phase::Frozen)?).try_into().ok()
+    }
+}
+
+/// The moment a phase was entered.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct PhaseEntry {
+    /// The phase.
+    pub phase: Phase,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// How a migration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The container runs on the target.
+    Moved,
+    /// The container goes on on the source as if nothing had happened.
+    Aborted,
+}
+
+/// Something happened to a migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Event {
+    /// The migration's id.
+    pub migration: String,
+    /// The container's name.
+    pub container: String,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    #[serde(flatten)]
+    pub what: EventKind,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum EventKind {
+    /// A phase was entered.
+    Phase {
+        /// The phase.
+        phase: Phase,
+    },
+    /// Bytes went over the network.
+    Progress {
+        /// What is being sent: `image`, `files`, `last files` or `memory`.
+        what: String,
+        /// Bytes sent so far, before compression.
+        sent: u64,
+        /// Bytes to send, where known.
+        total: Option<u64>,
+    },
+    /// It is over.
+    Finished {
+        /// How.
+        outcome: Outcome,
+        /// What went wrong, if something did.
+        reason: Option<String>,
+    },
+}
+
+/// The body of an answer that is not 2xx.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Problem {
+    /// For programs.
+    pub code: ProblemCode,
+    /// What happened, to what.
+    pub message: String,
+    /// What to do next, where there is something.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// The kinds of [`Problem`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProblemCode {
+    /// The request is malformed (400).
+    BadRequest,
+    /// No such container, host or migration (404).
+    NotFound,
+    /// It exists, but cannot be moved; the message says why (409).
+    Refused,
+    /// The daemon or something it needs failed (500).
+    Internal,
+}

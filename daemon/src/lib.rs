@@ -1,0 +1,13 @@
+//! Live migration of containers off spot machines: the daemon and its command line.
+//!
+//! The rooms: [`notice`] hears that the host will be taken away, [`orchestrator`] speaks to the container engine,
+//! [`files`] moves filesystems, [`migration`] is the saga and its commit protocol, [`journal`] its memory, [`api`] how
+//! people and programs reach all that.
+
+pub mod api;
+pub mod config;
+pub mod files;
+pub mod journal;
+pub mod migration;
+pub mod notice;
+pub mod orchestrator;
