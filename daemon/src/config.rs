@@ -1,0 +1,569 @@
+//! `/etc/spothop/config.toml`: what an operator may say about this host.
+//!
+//! Everything has a default, so an empty or absent file is a valid configuration of a host without peers. The file is
+//! read in two steps: *parsed* (TOML, known keys, units; every error has its line and column) and then *validated*
+//! (what only makes sense across keys: two peers of one name, this host among its own peers).
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    io::{self, ErrorKind},
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+use toml::Spanned;
+
+pub mod units;
+
+/// Where the configuration is unless `--config` says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
+/// The daemon's control socket unless `--socket` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/spothop/control.sock";
+/// The one port on which spothop hosts listen for each other.
+pub const DEFAULT_PORT: u16 = 7077;
+
+/// A host's configuration, complete and validated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Who this host is, and where it listens.
+    pub host: Host,
+    /// The hosts that containers may move to, in the file's order; names are unique and none is this host's.
+    pub peers: Vec<Peer>,
+    /// Certificates.
+    pub tls: Tls,
+    /// Where interruption notices come from.
+    pub notice: Notice,
+    /// What this host allows itself.
+    pub limits: Limits,
+    /// The Docker engine.
+    pub docker: Docker,
+    /// Connections between hosts.
+    pub transfer: Transfer,
+    /// The programs that checkpoint and restore.
+    pub criu: Criu,
+}
+
+/// `[host]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The name by which peers know this host; its certificate carries it as DNS name. Default: the kernel's host name.
+    pub name: String,
+    /// Where to listen for peers. Default: port 7077 on every IPv4 address.
+    pub listen: SocketAddr,
+    /// The address that peers should use for this host, where it differs from what they would see (NAT, several
+    /// interfaces). Default: none.
+    pub advertise: Option<Address>,
+}
+
+/// One `[[peers]]` entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its `host.name`; its certificate must say the same.
+    pub name: String,
+    /// Where it listens.
+    pub address: Address,
+}
+
+/// `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Directory of `ca.pem`, `host.pem` and `host.key`. Default: `/etc/spothop/tls`.
+    pub dir: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            dir: PathBuf::from("/etc/spothop/tls"),
+        }
+    }
+}
+
+/// `[notice]`: one table per cloud.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Notice {
+    /// Amazon EC2's instance metadata service.
+    pub aws: AwsNotice,
+}
+
+/// `[notice.aws]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AwsNotice {
+    /// Whether to ask at all. Default: yes; on a machine that is not EC2 the service does not answer and nothing happens.
+    pub enabled: bool,
+    /// Base URLs, tried in this order until one answers. Default: the documented IPv4 and IPv6 link-local addresses.
+    #[serde(deserialize_with = "http_urls")]
+    pub endpoints: Vec<String>,
+    /// Time between two polls. Default: 1 s; AWS recommends every 5 s, and the notice is only 120 s at best.
+    #[serde(deserialize_with = "positive_duration")]
+    pub poll_interval: Duration,
+}
+
+impl Default for AwsNotice {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            endpoints: vec![
+                "http://169.254.169.254".to_owned(),
+                "http://[fd00:ec2::254]".to_owned(),
+            ],
+            poll_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Bytes of memory that stay free on this host when it accepts containers. Default: 256 MiB.
+    #[serde(deserialize_with = "units::bytes")]
+    pub memory_reserve: u64,
+    /// Migrations that run at the same time during an evacuation. Default: 2, so that one container can be prepared
+    /// (image, files) while another one's memory has the link; more only make every transfer slower, and a half-sent
+    /// container is worth nothing at the deadline.
+    #[serde(deserialize_with = "from_one_to_64")]
+    pub max_concurrent: usize,
+    /// A migration without a notice is given up, and its container goes on here, when it has not committed after this
+    /// long. Default: 15 minutes.
+    #[serde(deserialize_with = "positive_duration")]
+    pub manual_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_reserve: 256 << 20,
+            max_concurrent: 2,
+            manual_timeout: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// `[docker]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Docker {
+    /// Whether this host's Docker containers are spothop's business. Default: yes.
+    pub enabled: bool,
+    /// The engine's API socket. Default: `/var/run/docker.sock`.
+    pub socket: PathBuf,
+}
+
+impl Default for Docker {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            socket: PathBuf::from("/var/run/docker.sock"),
+        }
+    }
+}
+
+/// `[transfer]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Transfer {
+    /// Data connections per migration, 1 to 64. Default: 4; clouds limit one flow to a part of a machine's bandwidth.
+    #[serde(deserialize_with = "from_one_to_64")]
+    pub connections: usize,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self { connections: 4 }
+    }
+}
+
+/// `[criu]`: programs, as paths or as names to look up in PATH.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Criu {
+    /// CRIU itself. Default: `criu`.
+    pub criu: PathBuf,
+    /// runc, for checkpoints. Default: `runc`.
+    pub runc: PathBuf,
+}
+
+impl Default for Criu {
+    fn default() -> Self {
+        Self {
+            criu: PathBuf::from("criu"),
+            runc: PathBuf::from("runc"),
+        }
+    }
+}
+
+/// `HOST:PORT` of another machine: an IP address or a DNS name, and a port (7077 if none was written).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl Address {
+    /// The IP address (IPv6 without brackets) or DNS name.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The TCP port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for Address {
+    /// As `std::net::ToSocketAddrs` reads it: IPv6 addresses in brackets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') {
+            write!(f, "[{host}]:{port}")
+        } else {
+            write!(f, "{host}:{port}")
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.to_string()
+    }
+}
+
+impl std::str::FromStr for Address {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<Self, Problem> {
+        let bad = || Problem::BadAddress(text.to_owned());
+        if let Ok(socket) = text.parse::<SocketAddr>() {
+            return Ok(Self {
+                host: socket.ip().to_string(),
+                port: socket.port(),
+            });
+        }
+        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+        if let Ok(ip) = bare.unwrap_or(text).parse::<std::net::IpAddr>() {
+            return Ok(Self {
+                host: ip.to_string(),
+                port: DEFAULT_PORT,
+            });
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (host, port.parse().map_err(|_| bad())?),
+            None => (text, DEFAULT_PORT),
+        };
+        // Digits and dots only would be a mistyped IPv4 address, not a name.
+        let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
+        if port == 0 || numeric || !is_host_name(host) {
+            return Err(bad());
+        }
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// What can be wrong with a value that is good TOML.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Not TOML, a key that does not exist, a value of the wrong kind; the parser's own words.
+    #[error("{0}")]
+    Parse(String),
+    /// A name that no certificate can carry.
+    #[error(
+        "`{0}` is not a host name; use letters, digits, `-` and `.`, 253 characters at most, as in its certificate"
+    )]
+    BadName(String),
+    /// Not `HOST:PORT`.
+    #[error(
+        "`{0}` is not an address; write HOST:PORT, such as \"10.0.0.2:7077\", \"[fd00::2]:7077\" or \"b.example:7077\""
+    )]
+    BadAddress(String),
+    /// Two peers of the same name.
+    #[error(
+        "peer `{name}` is already defined on line {first_line}; give each host one [[peers]] entry"
+    )]
+    DuplicatePeer {
+        /// The name.
+        name: String,
+        /// Where it stands first.
+        first_line: usize,
+    },
+    /// A peer with this host's own name.
+    #[error(
+        "peer `{0}` has this host's own name; remove the entry, or set [host] name to what the others call this host"
+    )]
+    SelfAsPeer(String),
+}
+
+/// Where in the file a problem is: line and column count from 1, the column in characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Line.
+    pub line: usize,
+    /// Column.
+    pub column: usize,
+    /// The text of that line, and below it a mark under the place.
+    excerpt: String,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the configuration {}; create it, or name another with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file's content is wrong at a place.
+    #[error("{}:{}:{}: {problem}\n{}", path.display(), place.line, place.column, place.excerpt)]
+    At {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        place: Place,
+        /// What.
+        problem: Problem,
+    },
+    /// The default taken from the system does not do.
+    #[error("this machine's host name will not do: {problem}; set [host] name in {}", path.display())]
+    HostName {
+        /// What is wrong with it.
+        problem: Problem,
+        /// The file to say it in.
+        path: PathBuf,
+    },
+}
+
+/// The file as written; [`File::validate`] makes it a [`Config`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    host: HostTable,
+    peers: Vec<PeerTable>,
+    tls: Tls,
+    notice: Notice,
+    limits: Limits,
+    docker: Docker,
+    transfer: Transfer,
+    criu: Criu,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct HostTable {
+    name: Option<Spanned<String>>,
+    listen: Option<SocketAddr>,
+    advertise: Option<Address>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerTable {
+    name: Spanned<String>,
+    address: Address,
+}
+
+fn positive_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let duration = units::duration(deserializer)?;
+    if duration.is_zero() {
+        return Err(de::Error::custom("must be longer than zero"));
+    }
+    Ok(duration)
+}
+
+fn from_one_to_64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    usize::try_from(number)
+        .ok()
+        .filter(|n| (1..=64).contains(n))
+        .ok_or_else(|| de::Error::custom(format_args!("{number} is not between 1 and 64")))
+}
+
+fn http_urls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let urls = Vec::<String>::deserialize(deserializer)?;
+    // The services are plain HTTP on link-local addresses; TLS to them does not exist.
+    match urls.iter().find(|url| !url.starts_with("http://")) {
+        Some(url) => Err(de::Error::custom(format_args!(
+            "`{url}` is not an http:// URL of a metadata service, such as \"http://169.254.169.254\""
+        ))),
+        None => Ok(urls),
+    }
+}
+
+/// A DNS name: labels of letters, digits and inner hyphens (and underscores, which container hosts do have).
+fn is_host_name(name: &str) -> bool {
+    let label_ok = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+    };
+    name.len() <= 253 && name.split('.').all(label_ok)
+}
+
+impl Config {
+    /// Reads and checks a configuration file. `None` means [`DEFAULT_PATH`], which may be absent: then every value is its
+    /// default. A path that somebody named must exist.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; its message has file, line, column and what to do.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, must_exist) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound && !must_exist => String::new(),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        Self::parse(&text, path, &kernel_host_name())
+    }
+
+    /// Checks a configuration's text. `path` is only for messages; `host_name` is the name if the text gives none.
+    ///
+    /// # Errors
+    /// [`ConfigError::At`] or [`ConfigError::HostName`].
+    pub fn parse(text: &str, path: &Path, host_name: &str) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text).map_err(|error| ConfigError::At {
+            path: path.to_owned(),
+            place: Place::of(text, &error.span().unwrap_or(0..0)),
+            problem: Problem::Parse(error.message().to_owned()),
+        })?;
+        file.validate(text, path, host_name)
+    }
+
+    /// The peer of that name.
+    #[must_use]
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.name == name)
+    }
+}
+
+impl File {
+    fn validate(self, text: &str, path: &Path, host_name: &str) -> Result<Config, ConfigError> {
+        let at = |name: &Spanned<String>, problem| ConfigError::At {
+            path: path.to_owned(),
+            place: Place::of(text, &name.span()),
+            problem,
+        };
+        let own_name = match &self.host.name {
+            Some(name) if !is_host_name(name.get_ref()) => {
+                return Err(at(name, Problem::BadName(name.get_ref().clone())));
+            }
+            Some(name) => name.get_ref().clone(),
+            None if !is_host_name(host_name) => {
+                return Err(ConfigError::HostName {
+                    problem: Problem::BadName(host_name.to_owned()),
+                    path: path.to_owned(),
+                });
+            }
+            None => host_name.to_owned(),
+        };
+        let mut lines = BTreeMap::new();
+        for PeerTable { name, .. } in &self.peers {
+            let problem = if !is_host_name(name.get_ref()) {
+                Problem::BadName(name.get_ref().clone())
+            } else if *name.get_ref() == own_name {
+                Problem::SelfAsPeer(own_name)
+            } else if let Some(&first_line) = lines.get(name.get_ref()) {
+                Problem::DuplicatePeer {
+                    name: name.get_ref().clone(),
+                    first_line,
+                }
+            } else {
+                lines.insert(name.get_ref(), Place::of(text, &name.span()).line);
+                continue;
+            };
+            return Err(at(name, problem));
+        }
+        Ok(Config {
+            host: Host {
+                name: own_name,
+                listen: self
+                    .host
+                    .listen
+                    .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
+                advertise: self.host.advertise,
+            },
+            peers: self
+                .peers
+                .into_iter()
+                .map(|peer| Peer {
+                    name: peer.name.into_inner(),
+                    address: peer.address,
+                })
+                .collect(),
+            tls: self.tls,
+            notice: self.notice,
+            limits: self.limits,
+            docker: self.docker,
+            transfer: self.transfer,
+            criu: self.criu,
+        })
+    }
+}
+
+impl Place {
+    fn of(text: &str, span: &Range<usize>) -> Self {
+        let start = text.floor_char_boundary(span.start);
+        let line_start = text[..start].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text[..start].matches('\n').count() + 1;
+        let content = text[line_start..].lines().next().unwrap_or_default();
+        let column = text[line_start..start].chars().count() + 1;
+        // The mark stays on its line even where the span goes on (a whole table).
+        let end = text
+            .floor_char_boundary(span.end)
+            .clamp(start, (line_start + content.len()).max(start));
+        let width = text[start..end].chars().count().max(1);
+        let number = line.to_string();
+        let gutter = " ".repeat(number.len());
+        let indent = " ".repeat(column - 1);
+        let mark = "^".repeat(width);
+        Self {
+            line,
+            column,
+            excerpt: format!("{gutter} |\n{number} | {content}\n{gutter} | {indent}{mark}"),
+        }
+    }
+}
+
+/// The kernel's host name, or nothing that would pass as one.
+fn kernel_host_name() -> String {
+    nix::unistd::gethostname()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Tests of parsing and validation.
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("/etc/spothop/config.toml"), "here")
+}
+
+fn message(text: &str) -> String {
+    match parse(text) {
+        Ok(config) => panic!("accepted: {config:?}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn an_empty_file_is_a_host_without_peers() {
+    let config = parse("").unwrap();
+    assert_eq!(config.host.name, "here");
+    assert_eq!(config.host.listen, "0.0.0.0:7077".parse().unwrap());
+    assert!(config.peers.is_empty());
+    assert!(config.notice.aws.enabled && config.docker.enabled);
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(
+        r#"
+        [host]
+        name = "a"
+        listen = "[::]:7078"
+        advertise = "a.example"
+        [[peers]]
+        name = "b"
+        address = "10.0.0.2"
+        [[peers]]
+        name = "c"
+        address = "[fd00::3]:7079"
+        [tls]
+        dir = "/tls"
+        [notice.aws]
+        enabled = false
+        endpoints = ["http://127.0.0.1:1338"]
+        poll_interval = "500ms"
+        [limits]
+        memory_reserve = "1GiB"
+        max_concurrent = 3
+        manual_timeout = "2m"
+        [docker]
+        enabled = false
+        socket = "/run/d.sock"
+        [transfer]
+        connections = 8
+        [criu]
+        criu = "/opt/criu"
+        runc = "/opt/runc"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(
+        config.peer("b").unwrap().address.to_string(),
+        "10.0.0.2:7077"
+    );
+    assert_eq!(
+        config.peer("c").unwrap().address.to_string(),
+        "[fd00::3]:7079"
+    );
+    assert_eq!(
+        config.host.advertise.as_ref().map(ToString::to_string),
+        Some("a.example:7077".to_owned())
+    );
+    assert_eq!(config.limits.memory_reserve, 1 << 30);
+    assert_eq!(config.notice.aws.poll_interval, Duration::from_millis(500));
+    assert_eq!(config.transfer.connections, 8);
+    assert_eq!(config.criu.runc, Path::new("/opt/runc"));
+}
+
+#[test]
+fn the_packaged_file_says_exactly_the_defaults() {
+    let packaged = include_str!("../../../packaging/config.toml");
+    assert_eq!(parse(packaged).unwrap(), parse("").unwrap());
+    // Every commented key is a real one: with the comment marks off, the file still parses.
+    let active: String = packaged
+        .lines()
+        .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+        .fold(String::new(), |all, line| all + line + "\n");
+    let config = parse(&active).unwrap();
+    assert_eq!(config.peers.len(), 1);
+    assert_eq!(
+        (config.limits, config.transfer, config.notice),
+        (Limits::default(), Transfer::default(), Notice::default())
+    );
+}
+
+#[test]
+fn a_named_file_must_exist_and_the_default_one_need_not() {
+    let error = Config::load(Some(Path::new("/nonexistent/spothop.toml"))).unwrap_err();
+    insta::assert_snapshot!(error, @r#"cannot read the configuration /nonexistent/spothop.toml; create it, or name another with --config"#);
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_its_place() {
+    insta::assert_snapshot!(message("[host]\nname = \"a\"\nlisten_on = \"0.0.0.0:7077\"\n"), @r#"
+        /etc/spothop/config.toml:3:1: unknown field `listen_on`, expected one of `name`, `listen`, `advertise`
+          |
+        3 | listen_on = "0.0.0.0:7077"
+          | ^^^^^^^^^
+    "#);
+}
+
+#[test]
+fn broken_toml_is_refused_with_its_place() {
+    insta::assert_snapshot!(message("[host\nname = \"a\"\n"), @r#"
+        /etc/spothop/config.toml:1:6: unclosed table, expected `]`
+          |
+        1 | [host
+          |      ^
+    "#);
+}
+
+#[test]
+fn a_bad_unit_is_refused_with_its_place() {
+    insta::assert_snapshot!(message("[limits]\nmemory_reserve = \"1 gig\"\n"), @r#"
+        /etc/spothop/config.toml:2:18: `1 gig` is not a size; write a number with its unit, such as "512MiB", "1.5GiB" or "2GB"
+          |
+        2 | memory_reserve = "1 gig"
+          |                  ^^^^^^^
+    "#);
+    insta::assert_snapshot!(message("[notice.aws]\npoll_interval = \"0s\"\n"), @r#"
+        /etc/spothop/config.toml:2:17: must be longer than zero
+          |
+        2 | poll_interval = "0s"
+          |                 ^^^^
+    "#);
+}
+
+#[test]
+fn a_number_outside_its_range_is_refused() {
+    insta::assert_snapshot!(message("[transfer]\nconnections = 0\n"), @r#"
+        /etc/spothop/config.toml:2:15: 0 is not between 1 and 64
+          |
+        2 | connections = 0
+          |               ^
+    "#);
+}
+
+#[test]
+fn a_bad_address_is_refused() {
+    insta::assert_snapshot!(message("[[peers]]\nname = \"b\"\naddress = \"10.0.0.2:http\"\n"), @r#"
+        /etc/spothop/config.toml:3:11: `10.0.0.2:http` is not an address; write HOST:PORT, such as "10.0.0.2:7077", "[fd00::2]:7077" or "b.example:7077"
+          |
+        3 | address = "10.0.0.2:http"
+          |           ^^^^^^^^^^^^^^^
+    "#);
+    for text in [
+        "",
+        ":7077",
+        "10.0.0:7077",
+        "b:0",
+        "b:70777",
+        "-b:1",
+        "[fd00::2",
+        "b c:7077",
+    ] {
+        assert_eq!(
+            text.parse::<Address>(),
+            Err(Problem::BadAddress(text.to_owned()))
+        );
+    }
+}
+
+#[test]
+fn two_peers_of_one_name_are_refused() {
+    insta::assert_snapshot!(
+        message("[[peers]]\nname = \"b\"\naddress = \"10.0.0.2\"\n\n[[peers]]\nname = \"b\"\naddress = \"10.0.0.3\"\n"),
+        @r#"
+            /etc/spothop/config.toml:6:8: peer `b` is already defined on line 2; give each host one [[peers]] entry
+              |
+            6 | name = "b"
+              |        ^^^
+        "#
+    );
+}
+
+#[test]
+fn a_host_is_not_its_own_peer() {
+    insta::assert_snapshot!(message("[[peers]]\nname = \"here\"\naddress = \"10.0.0.2\"\n"), @r#"
+        /etc/spothop/config.toml:2:8: peer `here` has this host's own name; remove the entry, or set [host] name to what the others call this host
+          |
+        2 | name = "here"
+          |        ^^^^^^
+    "#);
+}
+
+#[test]
+fn a_peer_without_an_address_is_refused() {
+    insta::assert_snapshot!(message("[[peers]]\nname = \"b\"\n"), @r#"
+        /etc/spothop/config.toml:1:1: missing field `address`
+          |
+        1 | [[peers]]
+          | ^^^^^^^^^
+    "#);
+}
+
+#[test]
+fn an_unusable_host_name_asks_for_one() {
+    let error = Config::parse("", Path::new("/etc/spothop/config.toml"), "my host").unwrap_err();
+    insta::assert_snapshot!(error, @r#"this machine's host name will not do: `my host` is not a host name; use letters, digits, `-` and `.`, 253 characters at most, as in its certificate; set [host] name in /etc/spothop/config.toml"#);
+}
