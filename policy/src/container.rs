@@ -1,0 +1,60 @@
+//! What the planner knows about a container.
+
+use serde::{Deserialize, Serialize};
+
+/// What becomes of the container's address when it moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetworkIdentity {
+    /// The address moves along (macvlan, ipvlan, overlay): the target needs the very same networks, driver and subnets included.
+    KeepIp,
+    /// The target gives another address; networks are matched by name only.
+    #[default]
+    NewIp,
+    /// The container uses its host's network.
+    Host,
+    /// The container has no network.
+    None,
+}
+
+/// A network of the container engine, as a container needs it or a host has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// The engine's name for it, the same on every host.
+    pub name: String,
+    /// The engine's driver: `bridge`, `macvlan`, `overlay`…
+    pub driver: String,
+    /// Subnets in CIDR notation, as the engine writes them.
+    pub subnets: Vec<String>,
+}
+
+/// A running container on the source host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Container {
+    /// The engine's id. Unique within a request.
+    pub id: String,
+    /// The engine's name.
+    pub name: String,
+    /// From the label `io.spothop.priority`: the higher goes first.
+    pub priority: i64,
+    /// Memory the container uses now, in bytes. It is sent, and stays in use at the target.
+    pub memory_bytes: u64,
+    /// Memory the target needs besides, in bytes, only until this migration is over (the images, which lie in a tmpfs).
+    pub staging_bytes: u64,
+    /// Writable layer and copied volumes, in bytes.
+    pub disk_bytes: u64,
+    /// The image's architecture in the engine's own words (`amd64`, `arm64`).
+    pub architecture: String,
+    /// The image's id, looked up in [`Facts::images`](crate::Facts::images).
+    pub image: String,
+    /// The image's size in bytes; sent to a target that does not have it.
+    pub image_bytes: u64,
+    /// What becomes of its address.
+    pub identity: NetworkIdentity,
+    /// Networks that the target must have.
+    pub networks: Vec<Network>,
+    /// Why this container cannot be migrated to any host at all, each a text for the operator. Empty: it can be.
+    pub obstacles: Vec<String>,
+}

@@ -1,0 +1,94 @@
+//! What the planner knows about the hosts: the source and the possible targets.
+
+use serde::{Deserialize, Serialize};
+
+use crate::container::Network;
+use crate::version::{ProtocolRange, Version};
+
+/// The host whose containers are planned.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name in the inventory. A host of this name is never a target.
+    pub name: String,
+    /// Its kernel. A target's must be of the same release line or a newer one: an older one may lack what the tasks use.
+    pub kernel: Version,
+    /// Its CRIU. A target's must be of the same release line or a newer one: CRIU reads older images, not newer ones.
+    pub criu: Version,
+    /// Protocol versions it speaks.
+    pub protocol: ProtocolRange,
+}
+
+/// A host of the inventory. Names are unique within a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name in the inventory.
+    pub name: String,
+    /// What was learnt when it was asked.
+    pub state: HostState,
+}
+
+/// Whether a host answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostState {
+    /// It answered with these facts.
+    Reachable(Facts),
+    /// It did not answer.
+    Unreachable {
+        /// Why, for the operator.
+        reason: String,
+    },
+}
+
+/// What a reachable host said about itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// In the engine's own words (`amd64`, `arm64`).
+    pub architecture: String,
+    /// Its kernel.
+    pub kernel: Version,
+    /// Its CRIU; `None` when it has none that runs.
+    pub criu: Option<Version>,
+    /// Protocol versions it speaks.
+    pub protocol: ProtocolRange,
+    /// Memory available now, in bytes (`MemAvailable`).
+    pub free_memory_bytes: u64,
+    /// How much of that is not for migrated containers, in bytes: the operator's reserve and reservations already accepted.
+    pub reserved_memory_bytes: u64,
+    /// Room for writable layers, volumes and images, in bytes.
+    pub free_disk_bytes: u64,
+    /// Networks of its container engine.
+    pub networks: Vec<Network>,
+    /// Ids of the images it has.
+    pub images: Vec<String>,
+    /// Whether the source's processes can go on on its CPU.
+    pub cpu: CpuVerdict,
+    /// Set when the host is itself about to be taken away: what it was told, for the operator.
+    pub under_notice: Option<String>,
+    /// Set when the host takes no containers at present: why, for the operator (drained, runtime not registered, …).
+    pub declines: Option<String>,
+}
+
+impl Facts {
+    /// Memory that migrated containers may use, in bytes.
+    pub const fn room_bytes(&self) -> u64 {
+        self.free_memory_bytes
+            .saturating_sub(self.reserved_memory_bytes)
+    }
+}
+
+/// The answer of `criu cpuinfo check` at the target, given the source's `cpuinfo` image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CpuVerdict {
+    /// It has every feature that the source's processes may use.
+    Compatible,
+    /// It lacks some.
+    Incompatible {
+        /// What is lacking, in CRIU's words.
+        reason: String,
+    },
+    /// Not checked (yet). Such a host is a target only when no checked one will do; the restore itself still checks.
+    #[default]
+    Unknown,
+}

@@ -1,0 +1,105 @@
+//! What is asked of the planner and what it answers.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::container::Container;
+use crate::host::{Host, Source};
+use crate::rank::Candidate;
+use crate::rates::{Rates, millis, optional_millis};
+use crate::refusal::HostRefusal;
+
+/// Which containers to place, and everything the answer depends on. To ask about one container or one target, pass only that one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The host that the containers are on.
+    pub source: Source,
+    /// The containers to move.
+    pub containers: Vec<Container>,
+    /// The possible targets; the source may be among them.
+    pub hosts: Vec<Host>,
+    /// Time left until the source is taken away; `None` when there is no deadline.
+    #[serde(rename = "budget_ms", with = "optional_millis", default)]
+    pub budget: Option<Duration>,
+    /// Speeds and fixed costs.
+    #[serde(default)]
+    pub rates: Rates,
+}
+
+/// How targets of equal standing are told apart.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The host with the most memory left is the best: load spreads.
+    #[default]
+    Spread,
+    /// The host with the least memory left is the best: large gaps stay whole. Taken only when spreading leaves more behind.
+    Pack,
+}
+
+/// Every container of the request, each exactly once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// How targets were told apart.
+    pub strategy: Strategy,
+    /// In the order in which to go. Those that end before the deadline stand before those that do not.
+    pub moves: Vec<Move>,
+    /// What cannot be moved, in the order of priority and name.
+    pub stays: Vec<Stay>,
+}
+
+/// A container that has a target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Move {
+    /// The container's id.
+    pub container: String,
+    /// The container's name.
+    pub name: String,
+    /// The container's priority.
+    pub priority: i64,
+    /// The chosen host: the first of `candidates`.
+    pub target: String,
+    /// All hosts that would do, best first, as they stood when this container was placed.
+    pub candidates: Vec<Candidate>,
+    /// The hosts that would not do, by name.
+    pub refusals: Vec<HostRefusal>,
+    /// How long this migration takes.
+    #[serde(rename = "predicted_ms", with = "millis")]
+    pub predicted: Duration,
+    /// When it ends, counted from now, the moves going one after another.
+    #[serde(rename = "ends_after_ms", with = "millis")]
+    pub ends_after: Duration,
+    /// Whether that is within the budget. True when there is none.
+    pub fits_deadline: bool,
+}
+
+/// A container that has no target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stay {
+    /// The container's id.
+    pub container: String,
+    /// The container's name.
+    pub name: String,
+    /// The container's priority.
+    pub priority: i64,
+    /// The container's own obstacles, word for word. Not empty: no host at all would do.
+    pub obstacles: Vec<String>,
+    /// What speaks against each host, by name; a host missing here would have done but for the obstacles.
+    pub refusals: Vec<HostRefusal>,
+}
+
+impl Stay {
+    /// Every reason as a line of text, never empty.
+    pub fn reasons(&self) -> Vec<String> {
+        if !self.obstacles.is_empty() {
+            return self.obstacles.clone();
+        }
+        if self.refusals.is_empty() {
+            return vec![
+                "the inventory has no other host; add peers to the configuration".to_owned(),
+            ];
+        }
+        self.refusals.iter().map(HostRefusal::to_string).collect()
+    }
+}
