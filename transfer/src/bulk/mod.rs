@@ -1,0 +1,40 @@
+//! Files and streams over the data connections.
+
+use std::time::Duration;
+
+/// What a transfer moved. Both sides report the same numbers but for `elapsed`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of the files or the stream.
+    pub raw_bytes: u64,
+    /// Bytes put on the data connections for them: chunk headers and payloads, without TLS's own overhead.
+    pub wire_bytes: u64,
+    /// Bytes that were not sent because their whole chunk was zero; part of `raw_bytes`.
+    pub zero_bytes: u64,
+    /// From the call to its end on this side.
+    pub elapsed: Duration,
+}
+
+impl Stats {
+    /// Raw bytes per second; 0 when no time has passed.
+    pub fn bytes_per_second(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.raw_bytes as f64 / seconds } else { 0.0 }
+    }
+}
+
+/// What a receiver is ready to take. Checked against the sender's announcement before the first byte is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sum of all file sizes, in bytes.
+    pub max_bytes: u64,
+    /// Number of files.
+    pub max_files: usize,
+}
+
+impl Limits {
+    /// At most so many bytes, in at most 65,536 files.
+    pub const fn bytes(max_bytes: u64) -> Self {
+        Self { max_bytes, max_files: 65_536 }
+    }
+}
