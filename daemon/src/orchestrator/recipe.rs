@@ -1,0 +1,138 @@
+//! All that another host needs to make the same container.
+
+use std::path::PathBuf;
+
+use bollard::models::{ContainerConfig, HostConfig};
+use serde::{Deserialize, Serialize};
+
+use super::container::Image;
+use super::network::Identity;
+
+/// A container's settings, complete: what the user said, as the engine itself tells it, minus what belongs to one host.
+///
+/// It goes over the wire as JSON. Fields may be added with a default; a field that a reader does not know is left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Name of the container, the same at the target.
+    pub name: String,
+    /// The image.
+    pub image: Image,
+    /// Its networks and addresses.
+    pub network: Identity,
+    /// The volumes to be made and filled at the target.
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecipe>,
+    /// Mount points that the target has of its own (label `shared`).
+    #[serde(default)]
+    pub shared_mounts: Vec<PathBuf>,
+    /// What the engine does when its process ends, once it runs at the target.
+    pub restart_policy: RestartPolicy,
+    /// Everything else, in the engine's own terms.
+    pub engine: EngineRecipe,
+}
+
+/// The part of a [`Recipe`] that only the same kind of engine understands.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "engine", rename_all = "kebab-case")]
+pub enum EngineRecipe {
+    /// Docker.
+    Docker(Box<DockerRecipe>),
+}
+
+/// Docker's `inspect`, sorted into what `POST /containers/create` takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DockerRecipe {
+    /// `Config`: command, environment, user, labels, health check… The host name is always told, as the default is the start of
+    /// the source's id, which the processes have seen.
+    pub config: ContainerConfig,
+    /// `HostConfig`: limits, mounts, ports, capabilities, security, logging… Anonymous volumes appear as bound by name.
+    pub host_config: HostConfig,
+    /// `NetworkSettings.Networks`, sorted by name, without what the engine fills in itself.
+    pub endpoints: Vec<DockerEndpoint>,
+}
+
+/// One network endpoint of a [`DockerRecipe`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DockerEndpoint {
+    /// Name of the network.
+    pub network: String,
+    /// Names under which others in the network find it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Driver options (`com.docker.network.endpoint.*`).
+    #[serde(default)]
+    pub driver_opts: std::collections::BTreeMap<String, String>,
+    /// Which network is the default gateway: the highest.
+    #[serde(default)]
+    pub gateway_priority: Option<i64>,
+    /// The user asked for this address (`--ip`).
+    #[serde(default)]
+    pub requested_ipv4: Option<String>,
+    /// The user asked for this address (`--ip6`).
+    #[serde(default)]
+    pub requested_ipv6: Option<String>,
+    /// Link-local addresses that the user asked for (`--link-local-ip`).
+    #[serde(default)]
+    pub link_local: Vec<String>,
+}
+
+/// A volume to be made at the target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecipe {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// What an engine does when a container's process ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartPolicy {
+    /// `no`, `always`, `unless-stopped`, `on-failure`.
+    pub name: String,
+    /// Number of attempts with `on-failure`; 0 is without limit.
+    #[serde(default)]
+    pub maximum_retries: i64,
+}
+
+impl RestartPolicy {
+    /// Whether the engine leaves an ended container alone.
+    #[must_use]
+    pub fn is_no(&self) -> bool {
+        matches!(self.name.as_str(), "" | "no")
+    }
+}
+
+/// What [`create`](super::Orchestrator::create) is told beside the recipe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateOptions {
+    /// Id of the migration: written onto the container as an annotation and onto new volumes as a label.
+    pub migration: String,
+    /// Volumes that hold nothing but old copies here, because their container has moved away from this host before; they may be
+    /// overwritten. (The daemon knows that from its journal, the engine does not.)
+    #[serde(default)]
+    pub stale_volumes: Vec<String>,
+}
+
+/// A container that was made and not started, with all paths needed until it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Created {
+    /// The engine's id.
+    pub id: String,
+    /// Its writable layer. May be written directly until the container is started, and not after.
+    pub upper_dir: PathBuf,
+    /// Where the engine will mount its root filesystem when the container is started; then the way to write it.
+    pub merged_dir: PathBuf,
+    /// Its volumes, in the order of [`Recipe::volumes`].
+    pub volumes: Vec<CreatedVolume>,
+}
+
+/// A volume of a [`Created`] container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatedVolume {
+    /// Its name.
+    pub name: String,
+    /// Its directory on this host.
+    pub path: PathBuf,
+}
