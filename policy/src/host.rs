@@ -72,8 +72,7 @@ pub struct Facts {
 impl Facts {
     /// Memory that migrated containers may use, in bytes.
     pub const fn room_bytes(&self) -> u64 {
-        self.free_memory_bytes
-            .saturating_sub(self.reserved_memory_bytes)
+        self.free_memory_bytes.saturating_sub(self.reserved_memory_bytes)
     }
 }
 

@@ -32,11 +32,7 @@ impl Placement<'_> {
     /// Priorities of what is placed, highest first: the greater list is the better placement (more containers of the higher
     /// priorities, then more of the lower).
     fn worth(&self) -> Vec<i64> {
-        let mut priorities: Vec<i64> = self
-            .placed
-            .iter()
-            .map(|placed| placed.container.priority)
-            .collect();
+        let mut priorities: Vec<i64> = self.placed.iter().map(|placed| placed.container.priority).collect();
         priorities.sort_by_key(|priority| Reverse(*priority));
         priorities
     }
@@ -49,22 +45,13 @@ pub(crate) fn place(request: &Request) -> Placement<'_> {
         return spread;
     }
     let packed = with_strategy(request, Strategy::Pack);
-    if packed.worth() > spread.worth() {
-        packed
-    } else {
-        spread
-    }
+    if packed.worth() > spread.worth() { packed } else { spread }
 }
 
 /// Whether some host would take the container were it not for the rest of the plan (or its own size).
 fn lacks_only_room(stay: &Stay) -> bool {
-    let room =
-        |refusal: &Refusal| matches!(refusal, Refusal::NoMemory { .. } | Refusal::NoDisk { .. });
-    stay.obstacles.is_empty()
-        && stay
-            .refusals
-            .iter()
-            .any(|host| host.refusals.iter().all(room))
+    let room = |refusal: &Refusal| matches!(refusal, Refusal::NoMemory { .. } | Refusal::NoDisk { .. });
+    stay.obstacles.is_empty() && stay.refusals.iter().any(|host| host.refusals.iter().all(room))
 }
 
 fn with_strategy(request: &Request, strategy: Strategy) -> Placement<'_> {
@@ -75,27 +62,15 @@ fn with_strategy(request: &Request, strategy: Strategy) -> Placement<'_> {
     let mut containers: Vec<&Container> = request.containers.iter().collect();
     containers.sort_by_key(|c| (Reverse(c.priority), Reverse(c.memory_bytes), &c.name, &c.id));
 
-    let mut placement = Placement {
-        strategy,
-        placed: Vec::new(),
-        stays: Vec::new(),
-    };
+    let mut placement = Placement { strategy, placed: Vec::new(), stays: Vec::new() };
     for container in containers {
         let (candidates, refusals) = judge(request, container, &ledgers, strategy);
         match candidates.first().cloned() {
             Some(target) if container.obstacles.is_empty() => {
-                if let Some(ledger) = ledgers
-                    .iter_mut()
-                    .find(|ledger| ledger.host.name == target.host)
-                {
+                if let Some(ledger) = ledgers.iter_mut().find(|ledger| ledger.host.name == target.host) {
                     ledger.book(container);
                 }
-                placement.placed.push(Placed {
-                    container,
-                    target,
-                    candidates,
-                    refusals,
-                });
+                placement.placed.push(Placed { container, target, candidates, refusals });
             }
             _ => placement.stays.push(Stay {
                 container: container.id.clone(),
@@ -124,33 +99,21 @@ fn judge(
             refusals.extend(ledger.lacks(container, facts));
         }
         match facts {
-            Some(facts) if refusals.is_empty() => {
-                candidates.push(candidate(request, container, ledger, facts))
-            }
-            _ => refused.push(HostRefusal {
-                host: ledger.host.name.clone(),
-                refusals,
-            }),
+            Some(facts) if refusals.is_empty() => candidates.push(candidate(request, container, ledger, facts)),
+            _ => refused.push(HostRefusal { host: ledger.host.name.clone(), refusals }),
         }
     }
     rank::sort(&mut candidates, strategy);
     (candidates, refused)
 }
 
-fn candidate(
-    request: &Request,
-    container: &Container,
-    ledger: &Ledger<'_>,
-    facts: &Facts,
-) -> Candidate {
+fn candidate(request: &Request, container: &Container, ledger: &Ledger<'_>, facts: &Facts) -> Candidate {
     let score = Score {
         cpu_checked: facts.cpu == CpuVerdict::Compatible,
         image_present: has_image(facts, container),
         free_memory_after_bytes: ledger.room(facts).saturating_sub(container.memory_bytes),
     };
-    let bytes = container
-        .memory_bytes
-        .saturating_add(disk_needed(facts, container));
+    let bytes = container.memory_bytes.saturating_add(disk_needed(facts, container));
     Candidate {
         host: ledger.host.name.clone(),
         score,
@@ -166,11 +129,7 @@ fn has_image(facts: &Facts, container: &Container) -> bool {
 /// Bytes that come to lie on the target's disk. Two containers of one image that the target lacks count it twice: which of them
 /// brings it is known only when they go, and this way the figure is never too small.
 fn disk_needed(facts: &Facts, container: &Container) -> u64 {
-    let image = if has_image(facts, container) {
-        0
-    } else {
-        container.image_bytes
-    };
+    let image = if has_image(facts, container) { 0 } else { container.image_bytes };
     container.disk_bytes.saturating_add(image)
 }
 
@@ -189,12 +148,7 @@ struct Ledger<'r> {
 
 impl<'r> Ledger<'r> {
     fn new(host: &'r Host) -> Self {
-        Self {
-            host,
-            memory_bytes: 0,
-            staging_bytes: 0,
-            disk_bytes: 0,
-        }
+        Self { host, memory_bytes: 0, staging_bytes: 0, disk_bytes: 0 }
     }
 
     /// Memory that is not promised yet.
@@ -205,23 +159,14 @@ impl<'r> Ledger<'r> {
     fn lacks(&self, container: &Container, facts: &Facts) -> Vec<Refusal> {
         let mut refusals = Vec::new();
         let staging = self.staging_bytes.max(container.staging_bytes);
-        let (needs_bytes, has_bytes) = (
-            container.memory_bytes.saturating_add(staging),
-            self.room(facts),
-        );
+        let (needs_bytes, has_bytes) = (container.memory_bytes.saturating_add(staging), self.room(facts));
         if needs_bytes > has_bytes {
-            refusals.push(Refusal::NoMemory {
-                needs_bytes,
-                has_bytes,
-            });
+            refusals.push(Refusal::NoMemory { needs_bytes, has_bytes });
         }
         let needs_bytes = disk_needed(facts, container);
         let has_bytes = facts.free_disk_bytes.saturating_sub(self.disk_bytes);
         if needs_bytes > has_bytes {
-            refusals.push(Refusal::NoDisk {
-                needs_bytes,
-                has_bytes,
-            });
+            refusals.push(Refusal::NoDisk { needs_bytes, has_bytes });
         }
         refusals
     }

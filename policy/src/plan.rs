@@ -96,9 +96,7 @@ impl Stay {
             return self.obstacles.clone();
         }
         if self.refusals.is_empty() {
-            return vec![
-                "the inventory has no other host; add peers to the configuration".to_owned(),
-            ];
+            return vec!["the inventory has no other host; add peers to the configuration".to_owned()];
         }
         self.refusals.iter().map(HostRefusal::to_string).collect()
     }

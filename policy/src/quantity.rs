@@ -27,11 +27,6 @@ mod tests {
     #[test]
     fn units_change_at_powers_of_1024() {
         let shown = [0, 1023, 1024, 1536, 1 << 20, 3 << 29, u64::MAX].map(|n| Bytes(n).to_string());
-        assert_eq!(
-            shown,
-            [
-                "0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.5 GiB", "16.0 EiB"
-            ]
-        );
+        assert_eq!(shown, ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "1.0 MiB", "1.5 GiB", "16.0 EiB"]);
     }
 }

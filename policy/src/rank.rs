@@ -26,9 +26,7 @@ pub struct Score {
 impl Score {
     /// Greater is better.
     fn compare(&self, other: &Self, strategy: Strategy) -> Ordering {
-        let by_memory = self
-            .free_memory_after_bytes
-            .cmp(&other.free_memory_after_bytes);
+        let by_memory = self.free_memory_after_bytes.cmp(&other.free_memory_after_bytes);
         let standing = |score: &Self| (score.cpu_checked, score.image_present);
         standing(self).cmp(&standing(other)).then(match strategy {
             Strategy::Spread => by_memory,
@@ -39,21 +37,9 @@ impl Score {
 
 impl fmt::Display for Score {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cpu = if self.cpu_checked {
-            "CPU compatible"
-        } else {
-            "CPU not checked"
-        };
-        let image = if self.image_present {
-            "image present"
-        } else {
-            "image must be sent"
-        };
-        write!(
-            f,
-            "{cpu}, {image}, {} free afterwards",
-            Bytes(self.free_memory_after_bytes)
-        )
+        let cpu = if self.cpu_checked { "CPU compatible" } else { "CPU not checked" };
+        let image = if self.image_present { "image present" } else { "image must be sent" };
+        write!(f, "{cpu}, {image}, {} free afterwards", Bytes(self.free_memory_after_bytes))
     }
 }
 
@@ -73,9 +59,5 @@ pub struct Candidate {
 
 /// Puts the best first; equals by name, so that the answer never depends on the order of the inventory.
 pub(crate) fn sort(candidates: &mut [Candidate], strategy: Strategy) {
-    candidates.sort_by(|a, b| {
-        b.score
-            .compare(&a.score, strategy)
-            .then_with(|| a.host.cmp(&b.host))
-    });
+    candidates.sort_by(|a, b| b.score.compare(&a.score, strategy).then_with(|| a.host.cmp(&b.host)));
 }

@@ -46,19 +46,13 @@ impl Rates {
     ///
     /// With a rate of 0 nothing ever arrives; the answer is then the longest time that can be written, as it is upon overflow.
     pub fn predict(&self, bytes: u64) -> Duration {
-        let fixed = self
-            .prepare
-            .saturating_add(self.freeze)
-            .saturating_add(self.restore);
-        let sending =
-            match (u128::from(bytes) * 1_000).div_ceil(u128::from(self.bytes_per_second.max(1))) {
-                _ if self.bytes_per_second == 0 && bytes > 0 => LONGEST,
-                millis => Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)),
-            };
+        let fixed = self.prepare.saturating_add(self.freeze).saturating_add(self.restore);
+        let sending = match (u128::from(bytes) * 1_000).div_ceil(u128::from(self.bytes_per_second.max(1))) {
+            _ if self.bytes_per_second == 0 && bytes > 0 => LONGEST,
+            millis => Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX)),
+        };
         let whole = fixed.saturating_add(sending);
-        Duration::from_millis(
-            u64::try_from(whole.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
-        )
+        Duration::from_millis(u64::try_from(whole.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
     }
 }
 
@@ -71,18 +65,11 @@ pub(crate) mod millis {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(
-        duration: &Duration,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        u64::try_from(duration.as_millis())
-            .unwrap_or(u64::MAX)
-            .serialize(serializer)
+    pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Duration, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
     }
 }
@@ -93,18 +80,11 @@ pub(crate) mod optional_millis {
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    pub(crate) fn serialize<S: Serializer>(
-        duration: &Option<Duration>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        duration
-            .map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-            .serialize(serializer)
+    pub(crate) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        duration.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)).serialize(serializer)
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Option<Duration>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
     }
 }
@@ -116,29 +96,19 @@ mod tests {
     #[test]
     fn one_gibibyte_at_the_default_rate() {
         // 1 GiB / 100 MB/s = 10.737 s, rounded up to a millisecond, and 1.5 s of fixed costs.
-        assert_eq!(
-            Rates::default().predict(1 << 30),
-            Duration::from_millis(12_238)
-        );
+        assert_eq!(Rates::default().predict(1 << 30), Duration::from_millis(12_238));
     }
 
     #[test]
     fn nothing_to_send_costs_the_fixed_part_even_without_a_rate() {
-        let rates = Rates {
-            bytes_per_second: 0,
-            ..Rates::default()
-        };
+        let rates = Rates { bytes_per_second: 0, ..Rates::default() };
         assert_eq!(rates.predict(0), Duration::from_millis(1_500));
         assert_eq!(rates.predict(1), LONGEST);
     }
 
     #[test]
     fn the_longest_prediction_does_not_overflow() {
-        let rates = Rates {
-            bytes_per_second: 1,
-            prepare: Duration::MAX,
-            ..Rates::default()
-        };
+        let rates = Rates { bytes_per_second: 1, prepare: Duration::MAX, ..Rates::default() };
         assert_eq!(rates.predict(u64::MAX), LONGEST);
     }
 }

@@ -14,9 +14,7 @@ use crate::rates::LONGEST;
 pub(crate) fn schedule(request: &Request, mut placement: Placement<'_>) -> Plan {
     placement.placed.sort_by(|a, b| key(a).cmp(&key(b)));
     placement.stays.sort_by(|a, b| {
-        b.priority
-            .cmp(&a.priority)
-            .then_with(|| (&a.name, &a.container).cmp(&(&b.name, &b.container)))
+        b.priority.cmp(&a.priority).then_with(|| (&a.name, &a.container).cmp(&(&b.name, &b.container)))
     });
 
     let mut clock = Duration::ZERO;
@@ -35,21 +33,12 @@ pub(crate) fn schedule(request: &Request, mut placement: Placement<'_>) -> Plan 
         clock = end(clock, &placed);
         moves.push(to_move(placed, clock, false));
     }
-    Plan {
-        strategy: placement.strategy,
-        moves,
-        stays: placement.stays,
-    }
+    Plan { strategy: placement.strategy, moves, stays: placement.stays }
 }
 
 fn key<'a>(placed: &'a Placed<'_>) -> (Reverse<i64>, Duration, &'a str, &'a str) {
     let container = placed.container;
-    (
-        Reverse(container.priority),
-        placed.target.predicted,
-        &container.name,
-        &container.id,
-    )
+    (Reverse(container.priority), placed.target.predicted, &container.name, &container.id)
 }
 
 fn end(clock: Duration, placed: &Placed<'_>) -> Duration {

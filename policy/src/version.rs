@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 /// A dotted version as kernels (`6.1.0-18-amd64`) and CRIU (`4.2.1`) print it; what follows the third number is dropped.
 ///
 /// Serialised as the string `major.minor.patch`.
-#[derive(
-    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Version {
     /// First number.
@@ -24,11 +22,7 @@ pub struct Version {
 impl Version {
     /// A version from its three numbers.
     pub const fn new(major: u32, minor: u32, patch: u32) -> Self {
-        Self {
-            major,
-            minor,
-            patch,
-        }
+        Self { major, minor, patch }
     }
 
     /// The release line, without the patch level: patch releases of a line neither add nor remove features.
@@ -55,30 +49,13 @@ impl FromStr for Version {
     type Err = NotAVersion;
 
     fn from_str(text: &str) -> Result<Self, NotAVersion> {
-        let error = || NotAVersion {
-            text: text.to_owned(),
-        };
+        let error = || NotAVersion { text: text.to_owned() };
         // The numbers end at the first character that belongs to neither a number nor a separator: "6.1.0-18-amd64", "4.2rc1".
-        let end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
-        let mut numbers = text[..end]
-            .trim_end_matches('.')
-            .split('.')
-            .map(str::parse::<u32>);
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let mut numbers = text[..end].trim_end_matches('.').split('.').map(str::parse::<u32>);
         let major = numbers.next().and_then(Result::ok).ok_or_else(error)?;
-        let mut next = || {
-            numbers
-                .next()
-                .transpose()
-                .map(Option::unwrap_or_default)
-                .map_err(|_| error())
-        };
-        Ok(Self {
-            major,
-            minor: next()?,
-            patch: next()?,
-        })
+        let mut next = || numbers.next().transpose().map(Option::unwrap_or_default).map_err(|_| error());
+        Ok(Self { major, minor: next()?, patch: next()? })
     }
 }
 
@@ -114,11 +91,7 @@ impl ProtocolRange {
 
 impl fmt::Display for ProtocolRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.min == self.max {
-            write!(f, "{}", self.min)
-        } else {
-            write!(f, "{} to {}", self.min, self.max)
-        }
+        if self.min == self.max { write!(f, "{}", self.min) } else { write!(f, "{} to {}", self.min, self.max) }
     }
 }
 
@@ -132,10 +105,7 @@ mod tests {
             ("6.1.0-18-amd64", Version::new(6, 1, 0)),
             ("4.2", Version::new(4, 2, 0)),
             ("4.2.1", Version::new(4, 2, 1)),
-            (
-                "5.15.167.4-microsoft-standard-WSL2",
-                Version::new(5, 15, 167),
-            ),
+            ("5.15.167.4-microsoft-standard-WSL2", Version::new(5, 15, 167)),
             ("6.12+bpo-amd64", Version::new(6, 12, 0)),
             ("6.13-rc1", Version::new(6, 13, 0)),
         ];

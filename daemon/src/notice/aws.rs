@@ -1,0 +1,250 @@
+//! Spot interruption notices of Amazon EC2, from the instance metadata service (version 2 only).
+//!
+//! From the EC2 user guide, "Spot Instance interruption notices": `spot/instance-action` is absent (404) until the instance
+//! is marked for interruption and then reads `{"action": "terminate", "time": "2017-09-18T08:22:00Z"}`; `action` is
+//! `terminate`, `stop` or `hibernate`, `time` the approximate moment in UTC. Two minutes ahead at best (hibernation begins
+//! at once), and without any promise, so the time that is left is always `time` − now and never an assumed 120 s.
+//!
+//! A notice is known by its instance and action. `time` is not part of that: some services that imitate the original answer
+//! another one at every GET, and no repetition may start a second evacuation or move the deadline of the first.
+
+mod imds;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use reqwest::{Client, Url, redirect};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use self::imds::{Imds, ImdsError};
+use super::complaint::Complaint;
+use super::{Action, Cloud, Notice, NoticeEvent, NoticeSource};
+
+/// Below `/latest/meta-data/`.
+const INSTANCE_ACTION: &str = "spot/instance-action";
+/// Below `/latest/meta-data/`.
+const INSTANCE_ID: &str = "instance-id";
+/// Stands for the instance while the service does not say its id. A notice must not wait for that.
+const UNKNOWN_INSTANCE: &str = "unknown";
+
+/// Where to ask, and how often.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsOptions {
+    /// Bases of the service's addresses. The first is asked, and the next one whenever no answer comes at all.
+    ///
+    /// Default: the link-local addresses that EC2 documents, IPv4 before IPv6.
+    pub endpoints: Vec<String>,
+    /// Time from one poll to the next. Default 1 s: of two minutes at best, five seconds (which AWS recommends) are a lot.
+    pub poll_interval: Duration,
+    /// Time that one request may take. Default 1 s: the service answers within milliseconds, and whatever takes longer
+    /// is better asked anew.
+    pub request_timeout: Duration,
+}
+
+impl Default for AwsOptions {
+    fn default() -> Self {
+        Self {
+            endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
+            poll_interval: Duration::from_secs(1),
+            request_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why a source cannot be made. Everything that can go wrong later is logged and tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum AwsSourceError {
+    /// There is no address to ask.
+    #[error("no endpoint of the AWS metadata service is configured; name one or turn AWS notices off")]
+    NoEndpoint,
+    /// An address is not an `http://` URL.
+    #[error("{endpoint:?} is not the http:// address of a metadata service, such as http://169.254.169.254")]
+    Endpoint {
+        /// The address as configured.
+        endpoint: String,
+    },
+    /// A poll interval of zero would keep a core busy.
+    #[error("the poll interval of the AWS metadata service must be longer than zero")]
+    PollInterval,
+    /// The HTTP client could not be set up.
+    #[error("cannot set up the HTTP client for the AWS metadata service: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Polls the metadata service of the instance that this runs on.
+pub struct AwsSource {
+    /// At least one; the first is in use.
+    endpoints: Vec<Imds>,
+    poll_interval: Duration,
+    instance: Option<String>,
+    /// The notice in force.
+    current: Option<Notice>,
+    complaint: Complaint,
+    /// The service has answered a poll since the start. Until then this may just not be EC2.
+    answered: bool,
+}
+
+impl AwsSource {
+    /// A source that has asked nothing yet. Uses neither proxies nor redirects: link-local is link-local.
+    pub fn new(options: AwsOptions) -> Result<Self, AwsSourceError> {
+        if options.poll_interval.is_zero() {
+            return Err(AwsSourceError::PollInterval);
+        }
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(options.request_timeout)
+            .timeout(options.request_timeout)
+            .build()?;
+        let imds = |endpoint: String| match Url::parse(&endpoint) {
+            Ok(url) if url.scheme() == "http" => Ok(Imds::new(client.clone(), url)),
+            _ => Err(AwsSourceError::Endpoint { endpoint }),
+        };
+        let endpoints = options.endpoints.into_iter().map(imds).collect::<Result<Vec<_>, _>>()?;
+        if endpoints.is_empty() {
+            return Err(AwsSourceError::NoEndpoint);
+        }
+        Ok(Self {
+            endpoints,
+            poll_interval: options.poll_interval,
+            instance: None,
+            current: None,
+            complaint: Complaint::default(),
+            answered: false,
+        })
+    }
+
+    async fn poll_forever(&mut self, events: &mpsc::Sender<NoticeEvent>) {
+        let mut ticks = interval(self.poll_interval);
+        // After a slow answer the next poll is one interval away; there is nothing to be caught up on.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let outcome = self.poll().await;
+            self.report(outcome.as_ref().err());
+            for event in self.digest(outcome) {
+                if events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Asks for the notice, and for the instance's id as long as that is not known.
+    async fn poll(&mut self) -> Result<Option<InstanceAction>, ImdsError> {
+        let imds = &mut self.endpoints[0];
+        let body = imds.get(INSTANCE_ACTION).await?;
+        if self.instance.is_none() {
+            // Asked second, and its failure is passed over, because a notice is worth more than a name: it is tried again
+            // at the next poll.
+            self.instance = imds.get(INSTANCE_ID).await.ok().flatten().and_then(|id| instance_id(&id));
+        }
+        let Some(body) = body else { return Ok(None) };
+        match InstanceAction::parse(&body) {
+            Ok(action) => Ok(Some(action)),
+            Err(reason) => Err(imds.malformed(INSTANCE_ACTION, &body, reason)),
+        }
+    }
+
+    /// Writes the log lines about trouble, and turns to the next address when there was no answer.
+    fn report(&mut self, error: Option<&ImdsError>) {
+        let Some(error) = error else {
+            self.answered = true;
+            if let Some(polls) = self.complaint.succeeded() {
+                tracing::info!("the AWS metadata service answers again after {polls} failed polls");
+            }
+            return;
+        };
+        if self.complaint.failed(Instant::now()) {
+            // A host that never had an answer is most likely not on EC2, and no cause for alarm.
+            if self.answered {
+                tracing::warn!("AWS interruption notices cannot be read, asking on: {error}");
+            } else {
+                tracing::info!("no AWS metadata service so far, asking on: {error}");
+            }
+        }
+        if error.is_transport() {
+            self.endpoints.rotate_left(1);
+        } else {
+            self.answered = true;
+        }
+    }
+
+    /// What a poll's outcome changes. A poll that failed changes nothing: no answer is not "no notice".
+    fn digest(&mut self, outcome: Result<Option<InstanceAction>, ImdsError>) -> Vec<NoticeEvent> {
+        let Ok(answer) = outcome else { return Vec::new() };
+        let repeated = |notice: &Notice| answer.as_ref().is_some_and(|answer| answer.action == notice.action);
+        if self.current.as_ref().is_some_and(repeated) {
+            return Vec::new();
+        }
+        let previous = self.current.take();
+        let mut events = Vec::new();
+        // A new notice before the end of the one it replaces, so that at no moment the host seems to be safe.
+        if let Some(answer) = answer {
+            let notice = self.notice(&answer);
+            let left = notice.lead_time(notice.received).unwrap_or_default();
+            tracing::warn!(notice = notice.id, "interruption notice: {notice}, in {:.0} s", left.as_secs_f64());
+            self.current = Some(notice.clone());
+            events.push(NoticeEvent::Noticed(notice));
+        }
+        if let Some(previous) = previous {
+            tracing::warn!(notice = previous.id, "interruption notice withdrawn: {previous}");
+            events.push(NoticeEvent::Cancelled { id: previous.id });
+        }
+        events
+    }
+
+    fn notice(&self, answer: &InstanceAction) -> Notice {
+        let instance = self.instance.as_deref().unwrap_or(UNKNOWN_INSTANCE);
+        Notice {
+            id: format!("{}:{instance}:{}", Cloud::Aws, answer.action),
+            cloud: Cloud::Aws,
+            instance: instance.to_owned(),
+            action: answer.action,
+            deadline: Some(answer.time),
+            received: Timestamp::now(),
+        }
+    }
+}
+
+impl NoticeSource for AwsSource {
+    fn name(&self) -> &'static str {
+        "aws"
+    }
+
+    fn run(mut self: Box<Self>, events: mpsc::Sender<NoticeEvent>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            tokio::select! {
+                () = events.closed() => {}
+                () = self.poll_forever(&events) => {}
+            }
+        })
+    }
+}
+
+/// The document at `spot/instance-action`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+struct InstanceAction {
+    action: Action,
+    time: Timestamp,
+}
+
+impl InstanceAction {
+    /// The error is serde's, with line and column. Fields that AWS may add are ignored.
+    fn parse(body: &str) -> Result<Self, String> {
+        serde_json::from_str(body).map_err(|error| error.to_string())
+    }
+}
+
+/// The id, if that is what the text can be (`i-` and hexadecimal digits at EC2; imitations are less strict). It becomes part
+/// of a notice's id and is shown, so it has no odd characters.
+fn instance_id(text: &str) -> Option<String> {
+    let id = text.trim();
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+    ((1..=128).contains(&id.len()) && id.chars().all(plain)).then(|| id.to_owned())
+}
