@@ -78,9 +78,7 @@ pub struct Tls {
 
 impl Default for Tls {
     fn default() -> Self {
-        Self {
-            dir: PathBuf::from("/etc/spothop/tls"),
-        }
+        Self { dir: PathBuf::from("/etc/spothop/tls") }
     }
 }
 
@@ -110,10 +108,7 @@ impl Default for AwsNotice {
     fn default() -> Self {
         Self {
             enabled: true,
-            endpoints: vec![
-                "http://169.254.169.254".to_owned(),
-                "http://[fd00:ec2::254]".to_owned(),
-            ],
+            endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
             poll_interval: Duration::from_secs(1),
         }
     }
@@ -139,11 +134,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            memory_reserve: 256 << 20,
-            max_concurrent: 2,
-            manual_timeout: Duration::from_secs(15 * 60),
-        }
+        Self { memory_reserve: 256 << 20, max_concurrent: 2, manual_timeout: Duration::from_secs(15 * 60) }
     }
 }
 
@@ -159,10 +150,7 @@ pub struct Docker {
 
 impl Default for Docker {
     fn default() -> Self {
-        Self {
-            enabled: true,
-            socket: PathBuf::from("/var/run/docker.sock"),
-        }
+        Self { enabled: true, socket: PathBuf::from("/var/run/docker.sock") }
     }
 }
 
@@ -193,10 +181,7 @@ pub struct Criu {
 
 impl Default for Criu {
     fn default() -> Self {
-        Self {
-            criu: PathBuf::from("criu"),
-            runc: PathBuf::from("runc"),
-        }
+        Self { criu: PathBuf::from("criu"), runc: PathBuf::from("runc") }
     }
 }
 
@@ -226,11 +211,7 @@ impl fmt::Display for Address {
     /// As `std::net::ToSocketAddrs` reads it: IPv6 addresses in brackets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
-        if host.contains(':') {
-            write!(f, "[{host}]:{port}")
-        } else {
-            write!(f, "{host}:{port}")
-        }
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }
 
@@ -246,17 +227,11 @@ impl std::str::FromStr for Address {
     fn from_str(text: &str) -> Result<Self, Problem> {
         let bad = || Problem::BadAddress(text.to_owned());
         if let Ok(socket) = text.parse::<SocketAddr>() {
-            return Ok(Self {
-                host: socket.ip().to_string(),
-                port: socket.port(),
-            });
+            return Ok(Self { host: socket.ip().to_string(), port: socket.port() });
         }
         let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
         if let Ok(ip) = bare.unwrap_or(text).parse::<std::net::IpAddr>() {
-            return Ok(Self {
-                host: ip.to_string(),
-                port: DEFAULT_PORT,
-            });
+            return Ok(Self { host: ip.to_string(), port: DEFAULT_PORT });
         }
         let (host, port) = match text.split_once(':') {
             Some((host, port)) => (host, port.parse().map_err(|_| bad())?),
@@ -267,18 +242,13 @@ impl std::str::FromStr for Address {
         if port == 0 || numeric || !is_host_name(host) {
             return Err(bad());
         }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { host: host.to_owned(), port })
     }
 }
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -299,9 +269,7 @@ pub enum Problem {
     )]
     BadAddress(String),
     /// Two peers of the same name.
-    #[error(
-        "peer `{name}` is already defined on line {first_line}; give each host one [[peers]] entry"
-    )]
+    #[error("peer `{name}` is already defined on line {first_line}; give each host one [[peers]] entry")]
     DuplicatePeer {
         /// The name.
         name: String,
@@ -419,9 +387,7 @@ fn is_host_name(name: &str) -> bool {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
     };
     name.len() <= 253 && name.split('.').all(label_ok)
 }
@@ -441,10 +407,7 @@ impl Config {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound && !must_exist => String::new(),
             Err(source) => {
-                return Err(ConfigError::Read {
-                    path: path.to_owned(),
-                    source,
-                });
+                return Err(ConfigError::Read { path: path.to_owned(), source });
             }
         };
         Self::parse(&text, path, &kernel_host_name())
@@ -497,10 +460,7 @@ impl File {
             } else if *name.get_ref() == own_name {
                 Problem::SelfAsPeer(own_name)
             } else if let Some(&first_line) = lines.get(name.get_ref()) {
-                Problem::DuplicatePeer {
-                    name: name.get_ref().clone(),
-                    first_line,
-                }
+                Problem::DuplicatePeer { name: name.get_ref().clone(), first_line }
             } else {
                 lines.insert(name.get_ref(), Place::of(text, &name.span()).line);
                 continue;
@@ -510,19 +470,13 @@ impl File {
         Ok(Config {
             host: Host {
                 name: own_name,
-                listen: self
-                    .host
-                    .listen
-                    .unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
+                listen: self.host.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
                 advertise: self.host.advertise,
             },
             peers: self
                 .peers
                 .into_iter()
-                .map(|peer| Peer {
-                    name: peer.name.into_inner(),
-                    address: peer.address,
-                })
+                .map(|peer| Peer { name: peer.name.into_inner(), address: peer.address })
                 .collect(),
             tls: self.tls,
             notice: self.notice,
@@ -542,27 +496,19 @@ impl Place {
         let content = text[line_start..].lines().next().unwrap_or_default();
         let column = text[line_start..start].chars().count() + 1;
         // The mark stays on its line even where the span goes on (a whole table).
-        let end = text
-            .floor_char_boundary(span.end)
-            .clamp(start, (line_start + content.len()).max(start));
+        let end = text.floor_char_boundary(span.end).clamp(start, (line_start + content.len()).max(start));
         let width = text[start..end].chars().count().max(1);
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
         let indent = " ".repeat(column - 1);
         let mark = "^".repeat(width);
-        Self {
-            line,
-            column,
-            excerpt: format!("{gutter} |\n{number} | {content}\n{gutter} | {indent}{mark}"),
-        }
+        Self { line, column, excerpt: format!("{gutter} |\n{number} | {content}\n{gutter} | {indent}{mark}") }
     }
 }
 
 /// The kernel's host name, or nothing that would pass as one.
 fn kernel_host_name() -> String {
-    nix::unistd::gethostname()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default()
+    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -57,18 +57,9 @@ fn every_key_is_read() {
         "#,
     )
     .unwrap();
-    assert_eq!(
-        config.peer("b").unwrap().address.to_string(),
-        "10.0.0.2:7077"
-    );
-    assert_eq!(
-        config.peer("c").unwrap().address.to_string(),
-        "[fd00::3]:7079"
-    );
-    assert_eq!(
-        config.host.advertise.as_ref().map(ToString::to_string),
-        Some("a.example:7077".to_owned())
-    );
+    assert_eq!(config.peer("b").unwrap().address.to_string(), "10.0.0.2:7077");
+    assert_eq!(config.peer("c").unwrap().address.to_string(), "[fd00::3]:7079");
+    assert_eq!(config.host.advertise.as_ref().map(ToString::to_string), Some("a.example:7077".to_owned()));
     assert_eq!(config.limits.memory_reserve, 1 << 30);
     assert_eq!(config.notice.aws.poll_interval, Duration::from_millis(500));
     assert_eq!(config.transfer.connections, 8);
@@ -152,20 +143,8 @@ fn a_bad_address_is_refused() {
         3 | address = "10.0.0.2:http"
           |           ^^^^^^^^^^^^^^^
     "#);
-    for text in [
-        "",
-        ":7077",
-        "10.0.0:7077",
-        "b:0",
-        "b:70777",
-        "-b:1",
-        "[fd00::2",
-        "b c:7077",
-    ] {
-        assert_eq!(
-            text.parse::<Address>(),
-            Err(Problem::BadAddress(text.to_owned()))
-        );
+    for text in ["", ":7077", "10.0.0:7077", "b:0", "b:70777", "-b:1", "[fd00::2", "b c:7077"] {
+        assert_eq!(text.parse::<Address>(), Err(Problem::BadAddress(text.to_owned())));
     }
 }
 
