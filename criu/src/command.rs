@@ -1,0 +1,69 @@
+//! Subprocesses: run one to its end with its output captured.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+/// A helper program that could not be run or did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The program could not be started at all.
+    #[error("cannot run {program}: {source}; is it installed and in PATH?")]
+    Spawn {
+        /// The program's name or path.
+        program: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The program ran and reported an error.
+    #[error("{program} {arguments} failed ({status}): {message}")]
+    Failed {
+        /// The program's name or path.
+        program: String,
+        /// Its arguments, separated by spaces.
+        arguments: String,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// What it printed, on one line.
+        message: String,
+    },
+}
+
+/// Runs `command` to its end, `input` on its stdin, and returns what it printed.
+///
+/// # Errors
+/// When it cannot be started, or when its exit status is not 0.
+pub(crate) fn run(command: &mut Command, input: Option<&str>) -> Result<Output, CommandError> {
+    let output = output(command, input)?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    Err(CommandError::Failed {
+        program: program(command),
+        arguments: command.get_args().map(|a| a.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" "),
+        status: output.status,
+        message: message(&output),
+    })
+}
+
+/// Like [`run`], but a bad exit status is not an error.
+pub(crate) fn output(command: &mut Command, input: Option<&str>) -> Result<Output, CommandError> {
+    let spawn_error = |program: String| move |source| CommandError::Spawn { program, source };
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(spawn_error(program(command)))?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        // A program that does not read its input says why by its exit status.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    child.wait_with_output().map_err(spawn_error(program(command)))
+}
+
+/// What a program said, on one line: stderr, or stdout when stderr is empty.
+pub(crate) fn message(output: &Output) -> String {
+    let said = if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };
+    String::from_utf8_lossy(said).lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}

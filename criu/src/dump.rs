@@ -1,0 +1,311 @@
+//! One checkpoint of a container through its own runtime.
+//!
+//! ```text
+//! caller            freezes the cgroup (crate::cgroup)
+//! Checkpoint::run   runc checkpoint → CRIU: network-lock … post-dump ── action script holds ──┐
+//! caller            sends the images, waits for the target, writes COMMIT or ABORT            │
+//! action script     exits 0 (COMMIT) → tasks are killed  → Outcome::Killed      ◄─────────────┤
+//!                   exits 1 (ABORT)  → tasks are resumed → Outcome::Resumed     ◄─────────────┘
+//! caller            after Resumed, or an error: thaws the cgroup
+//! ```
+//! CRIU's options go through a configuration file. A container that was there before us reads `/etc/criu/runc.conf`, which
+//! belongs to everybody on the host: runc is therefore run in a private mount namespace with our file bound over it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::TcpMode;
+use crate::command::{self, CommandError};
+use crate::criu_config::{self, Options};
+use crate::log::Triage;
+use crate::runtime_state::{RuntimeState, StateError};
+
+pub use crate::runtime_state::find_runtime_root;
+
+/// CRIU writes this image last: without it an image set is not whole.
+const LAST_IMAGE: &str = "inventory.img";
+
+/// runc's own part of an image set: where the container's stdio went.
+const DESCRIPTORS: &str = "descriptors.json";
+
+/// What `runc checkpoint` leaves in a container's state directory at `post-dump`, also when the tasks are resumed.
+const RUNC_MARKER: &str = "checkpoint";
+
+/// A checkpoint to be made. All paths must be absolute.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// The runtime program: a path, or a name to be looked up in PATH. Only runc is supported.
+    pub runtime: PathBuf,
+    /// The runtime's `--root` that knows the container, see [`find_runtime_root`].
+    pub runtime_root: PathBuf,
+    /// The container's id.
+    pub container_id: String,
+    /// Where the images go; must exist and be empty. Usually a tmpfs.
+    pub images: PathBuf,
+    /// Where CRIU's `dump.log` and our `criu.conf` go; must exist.
+    pub work_dir: PathBuf,
+    /// What becomes of TCP connections.
+    pub tcp: TcpMode,
+    /// Inode of the container's network namespace ([`crate::netns::inode`]), when the target restores into a namespace that
+    /// the engine or the wrapper made ([`crate::handoff::Network::Own`]). Left out by itself where runc does that already
+    /// (a container that was restored by us) and where the container has the host's network.
+    pub external_netns: Option<u64>,
+    /// The program that CRIU calls at each event; its exit status at [`crate::hook::Action::PostDump`] decides the outcome. It
+    /// may take as long as it likes: CRIU's `timeout` covers only the seizing of the tasks.
+    pub action_script: PathBuf,
+    /// Dump file locks (flock, fcntl) as well. Without it a container that holds one cannot be dumped.
+    pub file_locks: bool,
+}
+
+/// How a checkpoint ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The action script committed: the image set is whole and every task is dead; runc has forgotten the container.
+    Killed,
+    /// The action script aborted after a whole dump: the tasks were resumed. If the caller had frozen the cgroup it is
+    /// frozen again, and the caller thaws it.
+    Resumed,
+}
+
+/// Why a checkpoint failed. The container's tasks were resumed, as after [`Outcome::Resumed`].
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    /// The runtime does not know the container.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The container's `org.criu.config` annotation is empty: CRIU would read no options of ours.
+    #[error(
+        "container {container_id} turns CRIU's configuration file off by an empty annotation org.criu.config; create it without that annotation"
+    )]
+    ConfigTurnedOff {
+        /// The container.
+        container_id: String,
+    },
+    /// A file of ours or a mount could not be made.
+    #[error("cannot prepare {path} for the checkpoint: {source}")]
+    Prepare {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The runtime could not be run.
+    #[error(transparent)]
+    Runtime(#[from] CommandError),
+    /// CRIU or the runtime failed before the action script was asked.
+    #[error("checkpoint of container {container_id} failed: {triage} [{runtime_says}; log: {log}]")]
+    Failed {
+        /// The container.
+        container_id: String,
+        /// What CRIU's log says.
+        triage: Triage,
+        /// The runtime's last words.
+        runtime_says: String,
+        /// CRIU's log.
+        log: PathBuf,
+    },
+    /// The runtime reported success, and the image set is not whole. Nothing may be done with it.
+    #[error(
+        "the runtime reports a finished checkpoint of container {container_id}, but {missing} is missing in it; whether the tasks live must be looked at"
+    )]
+    Incomplete {
+        /// The container.
+        container_id: String,
+        /// The image that is missing.
+        missing: &'static str,
+    },
+}
+
+impl Checkpoint {
+    /// Makes the checkpoint; returns after the action script has decided.
+    ///
+    /// # Errors
+    /// See [`DumpError`]; the tasks live, except perhaps with [`DumpError::Incomplete`].
+    pub fn run(&self) -> Result<Outcome, DumpError> {
+        let state = RuntimeState::read(&self.runtime_root, &self.container_id)?;
+        let target = state
+            .criu_config
+            .clone()
+            .ok_or_else(|| DumpError::ConfigTurnedOff { container_id: self.container_id.clone() })?;
+        let ours = self.work_dir.join("criu.conf");
+        let options = self.options(&state);
+        options.write(&ours, &criu_config::foreign_text(&target)).map_err(prepare(&ours))?;
+        make_mount_target(&target).map_err(prepare(&target))?;
+
+        let output = in_private_mount_namespace(|| {
+            const NONE: Option<&str> = None;
+            mount(Some(&ours), &target, NONE, MsFlags::MS_BIND, NONE).map_err(|e| prepare(&target)(e.into()))?;
+            Ok(command::output(&mut self.command(), None)?)
+        })?;
+        self.outcome(&output)
+    }
+
+    fn options(&self, state: &RuntimeState) -> Options {
+        let runc_declares_it = state.netns_path.is_some() || !state.own_netns;
+        Options {
+            tcp: self.tcp,
+            action_script: Some(self.action_script.clone()),
+            external_netns: self.external_netns.filter(|_| !runc_declares_it),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.runtime);
+        command.arg("--root").arg(&self.runtime_root);
+        command.arg("checkpoint").arg("--image-path").arg(&self.images).arg("--work-path").arg(&self.work_dir);
+        // The target's cgroups are made by its engine; CRIU shall neither record nor restore them.
+        command.args(["--manage-cgroups-mode", "ignore"]);
+        if self.file_locks {
+            command.arg("--file-locks");
+        }
+        command.arg(&self.container_id);
+        command
+    }
+
+    fn outcome(&self, output: &std::process::Output) -> Result<Outcome, DumpError> {
+        let missing = [LAST_IMAGE, DESCRIPTORS].into_iter().find(|name| !self.images.join(name).exists());
+        if output.status.success() {
+            return match missing {
+                None => Ok(Outcome::Killed),
+                Some(missing) => Err(DumpError::Incomplete { container_id: self.container_id.clone(), missing }),
+            };
+        }
+        // runc writes its marker when CRIU says post-dump: with it, the failure is the script's answer.
+        let marker = self.runtime_root.join(&self.container_id).join(RUNC_MARKER);
+        let held = fs::remove_file(&marker).is_ok();
+        if held && missing.is_none() {
+            return Ok(Outcome::Resumed);
+        }
+        let log = self.work_dir.join("dump.log");
+        Err(DumpError::Failed {
+            container_id: self.container_id.clone(),
+            triage: Triage::of_file(&log),
+            runtime_says: command::message(output),
+            log,
+        })
+    }
+}
+
+fn prepare(path: &Path) -> impl Fn(io::Error) -> DumpError + '_ {
+    move |source| DumpError::Prepare { path: path.to_owned(), source }
+}
+
+/// A bind mount needs a file to cover: an empty one, which changes nothing for anybody, and which stays (removing it
+/// would undo the mount of another dump).
+fn make_mount_target(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::File::create(path).map(drop)
+}
+
+/// Runs `work` on a thread whose mount namespace is a private copy of ours; processes that it starts are in it as well.
+fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> Result<T, DumpError> + Send) -> Result<T, DumpError> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            const NONE: Option<&str> = None;
+            unshare(CloneFlags::CLONE_NEWNS).map_err(|e| prepare(Path::new("/"))(e.into()))?;
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+                .map_err(|e| prepare(Path::new("/"))(e.into()))?;
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{ExitStatus, Output};
+
+    use super::*;
+
+    struct Case {
+        _scratch: tempfile::TempDir,
+        checkpoint: Checkpoint,
+    }
+
+    fn case(files: &[&str]) -> Case {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |name: &str| scratch.path().join(name);
+        for directory in ["images", "work", "root/c"] {
+            fs::create_dir_all(at(directory)).unwrap();
+        }
+        for file in files {
+            fs::write(at(file), "").unwrap();
+        }
+        let checkpoint = Checkpoint {
+            runtime: "runc".into(),
+            runtime_root: at("root"),
+            container_id: "c".into(),
+            images: at("images"),
+            work_dir: at("work"),
+            tcp: TcpMode::Established,
+            external_netns: Some(1),
+            action_script: "/hook".into(),
+            file_locks: true,
+        };
+        Case { _scratch: scratch, checkpoint }
+    }
+
+    fn exit(code: i32) -> Output {
+        Output { status: ExitStatus::from_raw(code << 8), stdout: Vec::new(), stderr: b"criu failed\n".to_vec() }
+    }
+
+    #[test]
+    fn killed_needs_a_good_exit_and_a_whole_image_set() {
+        let whole = case(&["images/inventory.img", "images/descriptors.json"]);
+        assert_eq!(whole.checkpoint.outcome(&exit(0)).unwrap(), Outcome::Killed);
+        let torn = case(&["images/descriptors.json"]);
+        assert!(matches!(torn.checkpoint.outcome(&exit(0)), Err(DumpError::Incomplete { missing: LAST_IMAGE, .. })));
+    }
+
+    #[test]
+    fn a_bad_exit_after_post_dump_is_the_scripts_abort_and_the_marker_goes() {
+        let case = case(&["images/inventory.img", "images/descriptors.json", "root/c/checkpoint"]);
+        assert_eq!(case.checkpoint.outcome(&exit(1)).unwrap(), Outcome::Resumed);
+        assert!(!case.checkpoint.runtime_root.join("c/checkpoint").exists());
+    }
+
+    #[test]
+    fn a_bad_exit_before_post_dump_is_an_error_with_crius_words() {
+        let case = case(&["images/descriptors.json"]);
+        fs::write(case.checkpoint.work_dir.join("dump.log"), "(00.1) Error (criu/files.c:1): Can't dump file 3")
+            .unwrap();
+        let error = case.checkpoint.outcome(&exit(1)).unwrap_err().to_string();
+        assert!(error.contains("Can't dump file 3") && error.contains("criu failed"), "{error}");
+    }
+
+    #[test]
+    fn the_namespace_is_declared_only_where_runc_does_not() {
+        let checkpoint = case(&[]).checkpoint;
+        let state = |netns_path: Option<&str>, own_netns| RuntimeState {
+            init_pid: 1,
+            criu_config: None,
+            netns_path: netns_path.map(PathBuf::from),
+            own_netns,
+        };
+        assert_eq!(checkpoint.options(&state(None, true)).external_netns, Some(1));
+        assert_eq!(checkpoint.options(&state(Some("/run/netns/x"), true)).external_netns, None);
+        assert_eq!(checkpoint.options(&state(None, false)).external_netns, None);
+    }
+
+    #[test]
+    fn a_missing_mount_target_is_made_empty_and_an_existing_one_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("gone/criu.conf");
+        make_mount_target(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        fs::write(&path, "theirs").unwrap();
+        make_mount_target(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "theirs");
+    }
+}

@@ -1,0 +1,170 @@
+//! The network namespace in which a restore starts, before the engine has plugged its network into it.
+//!
+//! A connection's socket can be made only where its address is local and its peer has a route. So the namespace gets the
+//! container's addresses on its loopback, and a default route of last resort; and it stays silent until `start`, so that no
+//! packet meets a half-restored stack. The engine then plugs its interfaces into the same namespace.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{NetnsError, silence, within};
+use crate::command;
+
+/// Where iproute2 names namespaces.
+const NAMED: &str = "/run/netns";
+
+/// Metric of our default route: worse than anything that an engine sets, so it never wins once a real one is there.
+const METRIC: u32 = 4_000_000;
+
+/// A named network namespace made by us: `/run/netns/spothop-<suffix>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnNetns {
+    name: String,
+}
+
+impl OwnNetns {
+    /// The namespace of `migration`; nothing is created. Its name ends in the id's last 12 digits, the random ones.
+    pub fn of(migration: &str) -> Self {
+        let start = migration.len().saturating_sub(12);
+        Self { name: format!("spothop-{}", migration.get(start..).unwrap_or(migration)) }
+    }
+
+    /// The namespace called `name` in `/run/netns`.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into() }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file, as OCI bundles name a namespace.
+    pub fn path(&self) -> PathBuf {
+        Path::new(NAMED).join(&self.name)
+    }
+
+    /// Makes the namespace, with `addresses` on its loopback and every packet dropped; one left over is replaced.
+    ///
+    /// # Errors
+    /// When `ip` or `nft` fails; nothing is left then.
+    pub fn create(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
+        self.delete();
+        command::run(Command::new("ip").args(["netns", "add", &self.name]), None)?;
+        let configured = self.configure(addresses);
+        if configured.is_err() {
+            self.delete();
+        }
+        configured
+    }
+
+    fn configure(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
+        self.ip(&up_commands(addresses))?;
+        self.nft(&drop_rules())
+    }
+
+    /// Takes the addresses and the route off the loopback again, so that the engine's own count; connections live on.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn release_addresses(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
+        self.ip(&down_commands(addresses))
+    }
+
+    /// Ends the silence: packets pass. Idempotent.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn open(&self) -> Result<(), NetnsError> {
+        self.nft(&silence::absent("inet"))
+    }
+
+    /// Removes the name. The namespace itself lives for as long as tasks are in it; no error when there is none.
+    pub fn delete(&self) {
+        if self.path().exists() {
+            // What remains is a name without use; the next `create` of the same name removes it.
+            if let Err(error) = command::run(Command::new("ip").args(["netns", "delete", &self.name]), None) {
+                tracing::warn!(netns = self.name, %error, "a network namespace is left over");
+            }
+        }
+    }
+
+    fn ip(&self, batch: &str) -> Result<(), NetnsError> {
+        command::run(Command::new("ip").args(["-netns", &self.name, "-batch", "-"]), Some(batch))?;
+        Ok(())
+    }
+
+    fn nft(&self, rules: &str) -> Result<(), NetnsError> {
+        within(&self.path(), || {
+            command::run(Command::new("nft").args(["-f", "-"]), Some(rules))?;
+            Ok(())
+        })
+    }
+}
+
+fn up_commands(addresses: &[IpAddr]) -> String {
+    let mut text = String::from("link set lo up\n");
+    for address in addresses {
+        text.push_str(&format!("address add {} dev lo\n", host_prefix(address)));
+    }
+    for family in families(addresses) {
+        text.push_str(&format!("{family} route add default dev lo metric {METRIC}\n"));
+    }
+    text
+}
+
+fn down_commands(addresses: &[IpAddr]) -> String {
+    let mut text = String::new();
+    for family in families(addresses) {
+        text.push_str(&format!("{family} route del default dev lo metric {METRIC}\n"));
+    }
+    for address in addresses {
+        text.push_str(&format!("address del {} dev lo\n", host_prefix(address)));
+    }
+    text
+}
+
+fn host_prefix(address: &IpAddr) -> String {
+    format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
+}
+
+fn families(addresses: &[IpAddr]) -> impl Iterator<Item = &'static str> {
+    let v4 = addresses.iter().any(IpAddr::is_ipv4).then_some("-4");
+    let v6 = addresses.iter().any(IpAddr::is_ipv6).then_some("-6");
+    v4.into_iter().chain(v6)
+}
+
+/// Drops what the namespace's own stack would send or take.
+fn drop_rules() -> String {
+    let mut text = silence::absent("inet");
+    text.push_str("add table inet spothop\n");
+    for hook in ["input", "output"] {
+        text.push_str(&format!(
+            "add chain inet spothop {hook} {{ type filter hook {hook} priority -500; policy drop; }}\n"
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_on_the_loopback_is_taken_off_again() {
+        let addresses = ["172.30.0.50".parse().unwrap(), "fd00::5".parse().unwrap()];
+        let (up, down) = (up_commands(&addresses), down_commands(&addresses));
+        assert!(up.contains("address add 172.30.0.50/32 dev lo\n") && up.contains("address add fd00::5/128 dev lo\n"));
+        assert!(up.contains("-6 route add default dev lo metric 4000000\n"));
+        let undone: Vec<String> = down.lines().map(|l| l.replace(" del ", " add ")).collect();
+        assert!(undone.iter().all(|line| up.lines().any(|l| l == line)), "{down}");
+        assert_eq!(undone.len(), 4);
+    }
+
+    #[test]
+    fn a_name_carries_the_random_end_of_the_migration_id() {
+        let netns = OwnNetns::of("0191e0a0-0000-7000-8000-00000000abcd");
+        assert_eq!(netns.path(), Path::new("/run/netns/spothop-00000000abcd"));
+    }
+}

@@ -1,0 +1,84 @@
+//! Silence: no packet leaves or enters a frozen container.
+//!
+//! Between freeze and commit two network stacks can know the container's address. Whatever reaches the one that does not
+//! know a connection is answered with a reset; and a frozen stack acknowledges data that the dump no longer contains. So
+//! everything is dropped at the devices of the source's namespace, where even the stack does not see it.
+
+use std::process::Command;
+
+use super::{NetnsError, is_host, of_pid, within};
+use crate::command;
+
+/// Our table in the `netdev` family.
+const TABLE: &str = "spothop";
+
+/// Drops every packet in both directions on every interface but loopback in the namespace of `pid`, ARP included.
+/// Idempotent.
+///
+/// # Errors
+/// [`NetnsError::OfHost`] for a container with the host's network; or when `nft` fails (egress needs Linux ≥ 5.16).
+pub fn silence(pid: i32) -> Result<(), NetnsError> {
+    if is_host(pid)? {
+        return Err(NetnsError::OfHost { pid });
+    }
+    within(&of_pid(pid), || {
+        let interfaces = interfaces()?;
+        command::run(Command::new("nft").args(["-f", "-"]), Some(&rules(&interfaces)))?;
+        Ok(())
+    })
+}
+
+/// Undoes [`silence`]; no error when there was none.
+///
+/// # Errors
+/// When the namespace is gone or `nft` fails.
+pub fn unsilence(pid: i32) -> Result<(), NetnsError> {
+    within(&of_pid(pid), || {
+        command::run(Command::new("nft").args(["-f", "-"]), Some(&absent("netdev")))?;
+        Ok(())
+    })
+}
+
+/// Interfaces of the calling thread's namespace, without loopback.
+fn interfaces() -> Result<Vec<String>, NetnsError> {
+    let all = nix::net::if_::if_nameindex()
+        .map_err(|errno| NetnsError::Diagnostics { what: "list interfaces", source: errno.into() })?;
+    Ok(all.iter().map(|i| i.name().to_string_lossy().into_owned()).filter(|name| name != "lo").collect())
+}
+
+/// nft commands after which there is no table of ours. `add` first, because deleting what is not there is an error.
+pub(super) fn absent(family: &str) -> String {
+    format!("add table {family} {TABLE}\ndelete table {family} {TABLE}\n")
+}
+
+fn rules(interfaces: &[String]) -> String {
+    let mut text = absent("netdev");
+    text.push_str(&format!("add table netdev {TABLE}\n"));
+    for (at, name) in interfaces.iter().enumerate() {
+        for hook in ["ingress", "egress"] {
+            text.push_str(&format!(
+                "add chain netdev {TABLE} {hook}{at} {{ type filter hook {hook} device \"{name}\" priority 0; policy drop; }}\n"
+            ));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_interface_is_dropped_both_ways_and_the_table_is_made_anew() {
+        let text = rules(&["eth0".into(), "eth1".into()]);
+        assert!(text.starts_with("add table netdev spothop\ndelete table netdev spothop\nadd table netdev spothop\n"));
+        assert_eq!(text.matches("policy drop").count(), 4);
+        assert!(text.contains("hook egress device \"eth1\""));
+    }
+
+    #[test]
+    fn a_container_with_the_hosts_network_is_not_silenced() {
+        let own = std::process::id().cast_signed();
+        assert!(matches!(silence(own), Err(NetnsError::OfHost { pid }) if pid == own));
+    }
+}

@@ -1,0 +1,165 @@
+//! The tasks of a container and their memory.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::cgroup::{CgroupError, Freezer};
+
+/// A process of a container (a thread group).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// Process id, as this host sees it.
+    pub pid: i32,
+    /// The kernel's short name of it (at most 15 bytes).
+    pub comm: String,
+}
+
+/// Memory of a container's tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Resident bytes, shared pages counted once per task.
+    pub rss_bytes: u64,
+    /// Resident bytes, each shared page divided among those who share it: about what a dump will contain, without
+    /// the clean pages of files.
+    pub pss_bytes: u64,
+    /// The anonymous part of `pss_bytes` (heap, stack, shared anonymous memory): what a dump must contain.
+    pub anonymous_bytes: u64,
+}
+
+/// Why a container's tasks could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    /// Its cgroup cannot be found.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A file of its cgroup or of a task cannot be read.
+    #[error("cannot read {path}: {source}; does the container still run?")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// All processes of the container whose init is `init_pid`, in the order of their ids; those of its cgroup and of the cgroups
+/// below it.
+///
+/// # Errors
+/// When the container is gone. Tasks that end meanwhile are left out.
+pub fn tasks(init_pid: i32) -> Result<Vec<Task>, TaskError> {
+    let freezer = Freezer::of_pid(init_pid)?;
+    let mut pids = BTreeSet::from([init_pid]);
+    collect(freezer.directory(), &mut pids).map_err(|(path, source)| TaskError::Read { path, source })?;
+    Ok(pids.into_iter().filter_map(task).collect())
+}
+
+/// Memory of all tasks of the container whose init is `init_pid`. Reads each task's page tables: about 10 ms per GiB.
+///
+/// # Errors
+/// When the container is gone.
+pub fn memory(init_pid: i32) -> Result<Memory, TaskError> {
+    let mut sum = Memory::default();
+    for task in tasks(init_pid)? {
+        let path = PathBuf::from(format!("/proc/{}/smaps_rollup", task.pid));
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                sum.rss_bytes += field(&text, "Rss:");
+                sum.pss_bytes += field(&text, "Pss:");
+                sum.anonymous_bytes += field(&text, "Pss_Anon:") + field(&text, "Pss_Shmem:");
+            }
+            Err(error) if ended(&error) => {}
+            Err(source) => return Err(TaskError::Read { path, source }),
+        }
+    }
+    Ok(sum)
+}
+
+/// Inodes of every socket that a task of the container has open; empty when the container is gone.
+pub(crate) fn socket_inodes(init_pid: i32) -> HashSet<u32> {
+    let mut inodes = HashSet::new();
+    for task in tasks(init_pid).unwrap_or_default() {
+        for (_, link) in descriptors(task.pid) {
+            inodes.extend(socket_inode(&link));
+        }
+    }
+    inodes
+}
+
+/// The inode in a link `socket:[123]`.
+pub(crate) fn socket_inode(link: &Path) -> Option<u32> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The open descriptors of a process: the path in /proc and where it points; empty when the process is gone.
+pub(crate) fn descriptors(pid: i32) -> Vec<(PathBuf, PathBuf)> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    entries.flatten().filter_map(|entry| Some((entry.path(), fs::read_link(entry.path()).ok()?))).collect()
+}
+
+fn task(pid: i32) -> Option<Task> {
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(Task { pid, comm: comm.trim_end().to_owned() })
+}
+
+fn collect(directory: &Path, pids: &mut BTreeSet<i32>) -> Result<(), (PathBuf, io::Error)> {
+    let path = directory.join("cgroup.procs");
+    match fs::read_to_string(&path) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        // A threaded cgroup (v2) has no processes of its own: they are in the one above.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(source) => return Err((path, source)),
+    }
+    let entries = fs::read_dir(directory).map_err(|source| (directory.to_owned(), source))?;
+    for entry in entries.flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            // One that is removed meanwhile holds no task.
+            let _ = collect(&entry.path(), pids);
+        }
+    }
+    Ok(())
+}
+
+/// A line `Rss:     1234 kB` as bytes; 0 when missing.
+fn field(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.split_whitespace().next()).and_then(|n| n.parse::<u64>().ok());
+    number.unwrap_or(0) * 1024
+}
+
+fn ended(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_are_those_of_the_cgroup_and_below() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join("below")).unwrap();
+        fs::write(scratch.path().join("cgroup.procs"), "12\n3\n").unwrap();
+        fs::write(scratch.path().join("below/cgroup.procs"), "7\n").unwrap();
+        let mut pids = BTreeSet::new();
+        collect(scratch.path(), &mut pids).unwrap();
+        assert_eq!(pids, BTreeSet::from([3, 7, 12]));
+        assert!(collect(&scratch.path().join("gone"), &mut pids).is_err());
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let text =
+            "00400000-7fff [rollup]\nRss:                2048 kB\nPss:                1024 kB\nPss_Anon:    512 kB\n";
+        assert_eq!((field(text, "Rss:"), field(text, "Pss:"), field(text, "Pss_Anon:")), (2 << 20, 1 << 20, 512 << 10));
+        assert_eq!(field(text, "Pss_Shmem:"), 0);
+    }
+
+    #[test]
+    fn a_sockets_inode_is_read_from_its_link() {
+        assert_eq!(socket_inode(Path::new("socket:[4711]")), Some(4711));
+        assert_eq!(socket_inode(Path::new("pipe:[4711]")), None);
+    }
+}
