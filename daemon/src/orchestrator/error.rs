@@ -58,6 +58,26 @@ pub enum Error {
         /// For how long we waited.
         seconds: u64,
     },
+    /// An undo came too late.
+    #[error("container {container} runs already; it is not taken away")]
+    Running {
+        /// Its name.
+        container: String,
+    },
+    /// A mount labelled `shared` is not here.
+    #[error("this host has no {what}, which the container has mounted at {destination} and labelled as shared", destination = destination.display())]
+    NoSharedMount {
+        /// `volume x` or `directory /x`.
+        what: String,
+        /// Where the container sees it.
+        destination: PathBuf,
+    },
+    /// The recipe belongs to another engine.
+    #[error("the container was made by another kind of engine ({engine}) than this host has")]
+    OtherEngine {
+        /// That engine.
+        engine: String,
+    },
     /// Another container has the name.
     #[error("this host already has a container named {name}, made by something else; remove or rename it first")]
     NameTaken {

@@ -36,7 +36,8 @@ pub use error::Error;
 pub use network::{Attachment, Identity, Mode, Network};
 pub use obstacle::Obstacle;
 pub use recipe::{
-    CreateOptions, Created, CreatedVolume, DockerRecipe, EngineRecipe, Recipe, RestartPolicy, VolumeRecipe,
+    CreateOptions, Created, CreatedVolume, DockerEndpoint, DockerRecipe, EngineRecipe, Recipe, RestartPolicy,
+    SharedMount, VolumeRecipe,
 };
 
 /// Label prefix of everything an operator says to spothop on a container.
@@ -122,8 +123,14 @@ pub trait Orchestrator: Send + Sync {
     /// [`Error::StillRunning`] when its process does not end: nothing is killed here.
     fn remove<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<(), Error>>;
 
-    /// Undoes [`create`](Self::create), also half of it: kills and removes the container of that name if this migration made
+    /// Undoes [`create`](Self::create), also half of it: removes the container of that name if this migration made
     /// it, then the volumes this migration made. Everything else is left alone.
+    ///
+    /// A restore that waits inside the runtime must be given up first: until then the engine answers nothing about the
+    /// container.
+    ///
+    /// # Errors
+    /// [`Error::Running`] when the container runs: then it is the container, and nothing takes it away.
     fn discard<'a>(&'a self, recipe: &'a Recipe, migration: &'a str) -> BoxFuture<'a, Result<(), Error>>;
 }
 

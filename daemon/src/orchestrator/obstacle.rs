@@ -128,13 +128,19 @@ pub enum Obstacle {
         /// Name of the service.
         service: String,
     },
+    /// A port published on an address of this host only.
+    #[error("it publishes a port on the address {address} of this host; publish it on all addresses instead")]
+    HostAddress {
+        /// The address.
+        address: std::net::IpAddr,
+    },
     /// Legacy links between containers of one host.
     #[error("it has links (--link) to other containers of this host: {links}; use a user-defined network instead")]
     Links {
         /// The links as the engine has them, with commas between.
         links: String,
     },
-    /// An address family, operating system or other property of the image.
+    /// An image for another operating system.
     #[error("its image is made for {os}, not for linux")]
     ImageOs {
         /// The image's operating system.

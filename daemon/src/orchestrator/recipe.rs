@@ -22,9 +22,9 @@ pub struct Recipe {
     /// The volumes to be made and filled at the target.
     #[serde(default)]
     pub volumes: Vec<VolumeRecipe>,
-    /// Mount points that the target has of its own (label `shared`).
+    /// Mounts that the target has of its own (label `shared`).
     #[serde(default)]
-    pub shared_mounts: Vec<PathBuf>,
+    pub shared_mounts: Vec<SharedMount>,
     /// What the engine does when its process ends, once it runs at the target.
     pub restart_policy: RestartPolicy,
     /// Everything else, in the engine's own terms.
@@ -84,6 +84,18 @@ pub struct VolumeRecipe {
     /// Its labels.
     #[serde(default)]
     pub labels: std::collections::BTreeMap<String, String>,
+}
+
+/// A mount that the target must have already, with the same contents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedMount {
+    /// Where the container sees it.
+    pub destination: PathBuf,
+    /// The directory on the host; for a volume, where the source has it.
+    pub source: PathBuf,
+    /// Name of the volume; `None` for a directory.
+    #[serde(default)]
+    pub volume: Option<String>,
 }
 
 /// What an engine does when a container's process ends.
