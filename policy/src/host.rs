@@ -58,10 +58,13 @@ pub struct Facts {
     /// Room for writable layers, volumes and images, in bytes.
     pub free_disk_bytes: u64,
     /// Networks of its container engine.
+    #[serde(default)]
     pub networks: Vec<Network>,
     /// Ids of the images it has.
+    #[serde(default)]
     pub images: Vec<String>,
     /// Whether the source's processes can go on on its CPU.
+    #[serde(default)]
     pub cpu: CpuVerdict,
     /// Set when the host is itself about to be taken away: what it was told, for the operator.
     pub under_notice: Option<String>,

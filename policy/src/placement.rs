@@ -55,7 +55,8 @@ fn lacks_only_room(stay: &Stay) -> bool {
 }
 
 fn with_strategy(request: &Request, strategy: Strategy) -> Placement<'_> {
-    let mut ledgers: Vec<Ledger<'_>> = request.hosts.iter().map(Ledger::new).collect();
+    let mut ledgers: Vec<Ledger<'_>> =
+        request.hosts.iter().map(|host| Ledger::new(host, request.concurrency)).collect();
     ledgers.sort_by_key(|ledger| &ledger.host.name);
 
     // The largest first within a priority: small ones fit into what is left, not the other way round.
@@ -139,16 +140,27 @@ struct Ledger<'r> {
     host: &'r Host,
     /// Memory of all containers placed there.
     memory_bytes: u64,
-    /// The largest staging among them. Moves go one after another, so only one staging is there at a time; taking the largest
-    /// keeps the promise whatever their order.
-    staging_bytes: u64,
+    /// The stagings of as many of them as may move at the same time, the largest first. Taking the largest keeps the promise
+    /// whatever their order.
+    stagings: Vec<u64>,
+    /// How many may move at the same time, at least one.
+    concurrency: usize,
     /// Disk of all containers placed there.
     disk_bytes: u64,
 }
 
 impl<'r> Ledger<'r> {
-    fn new(host: &'r Host) -> Self {
-        Self { host, memory_bytes: 0, staging_bytes: 0, disk_bytes: 0 }
+    fn new(host: &'r Host, concurrency: usize) -> Self {
+        Self { host, memory_bytes: 0, stagings: Vec::new(), concurrency: concurrency.max(1), disk_bytes: 0 }
+    }
+
+    /// The stagings that may be there at the same time once `container` is placed here too.
+    fn stagings_with(&self, container: &Container) -> Vec<u64> {
+        let mut stagings = self.stagings.clone();
+        stagings.push(container.staging_bytes);
+        stagings.sort_by_key(|bytes| Reverse(*bytes));
+        stagings.truncate(self.concurrency);
+        stagings
     }
 
     /// Memory that is not promised yet.
@@ -158,8 +170,8 @@ impl<'r> Ledger<'r> {
 
     fn lacks(&self, container: &Container, facts: &Facts) -> Vec<Refusal> {
         let mut refusals = Vec::new();
-        let staging = self.staging_bytes.max(container.staging_bytes);
-        let (needs_bytes, has_bytes) = (container.memory_bytes.saturating_add(staging), self.room(facts));
+        let needs_bytes = self.stagings_with(container).into_iter().fold(container.memory_bytes, u64::saturating_add);
+        let has_bytes = self.room(facts);
         if needs_bytes > has_bytes {
             refusals.push(Refusal::NoMemory { needs_bytes, has_bytes });
         }
@@ -174,7 +186,7 @@ impl<'r> Ledger<'r> {
     /// Only for a container that [`lacks`](Self::lacks) nothing here, so that the sums cannot overflow.
     fn book(&mut self, container: &Container) {
         self.memory_bytes += container.memory_bytes;
-        self.staging_bytes = self.staging_bytes.max(container.staging_bytes);
+        self.stagings = self.stagings_with(container);
         if let HostState::Reachable(facts) = &self.host.state {
             self.disk_bytes += disk_needed(facts, container);
         }

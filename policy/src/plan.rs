@@ -25,6 +25,10 @@ pub struct Request {
     /// Speeds and fixed costs.
     #[serde(default)]
     pub rates: Rates,
+    /// Migrations that run at the same time; 0 counts as 1. A target needs the staging of that many at once. Predicted times
+    /// add up all the same, because the link they share decides them.
+    #[serde(default)]
+    pub concurrency: usize,
 }
 
 /// How targets of equal standing are told apart.
@@ -67,7 +71,7 @@ pub struct Move {
     /// How long this migration takes.
     #[serde(rename = "predicted_ms", with = "millis")]
     pub predicted: Duration,
-    /// When it ends, counted from now, the moves going one after another.
+    /// When it ends, counted from now, as if the moves went one after another (see [`Request::concurrency`]).
     #[serde(rename = "ends_after_ms", with = "millis")]
     pub ends_after: Duration,
     /// Whether that is within the budget. True when there is none.

@@ -95,7 +95,7 @@ pub enum Refusal {
     /// Not enough memory, what the plan already sends there being counted.
     #[error("no room: needs {} of memory, has {}", Bytes(*.needs_bytes), Bytes(*.has_bytes))]
     NoMemory {
-        /// The container's memory and the staging during its migration.
+        /// The container's memory, and the staging of all migrations to the host that may run at the same time.
         needs_bytes: u64,
         /// What is left after the reserve and the moves already planned.
         has_bytes: u64,

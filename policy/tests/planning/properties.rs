@@ -72,8 +72,8 @@ fn any_container() -> impl Strategy<Value = Container> {
 
 fn any_request() -> impl Strategy<Value = Request> {
     let budget = proptest::option::of((0..120_000u64).prop_map(Duration::from_millis));
-    (any_hosts(), vec(any_container(), 0..12), budget, 0..1_000_000_000u64).prop_map(
-        |(hosts, mut containers, budget, bytes_per_second)| {
+    (any_hosts(), vec(any_container(), 0..12), budget, 0..1_000_000_000u64, 0..4usize).prop_map(
+        |(hosts, mut containers, budget, bytes_per_second, concurrency)| {
             for (n, container) in containers.iter_mut().enumerate() {
                 // Names may be shared (by containers of two engines); ids may not.
                 container.name = format!("name-{}", n % 5);
@@ -85,6 +85,7 @@ fn any_request() -> impl Strategy<Value = Request> {
                 hosts,
                 budget,
                 rates: Rates { bytes_per_second, ..Rates::default() },
+                concurrency,
             }
         },
     )
@@ -135,7 +136,9 @@ proptest! {
                 continue;
             };
             let memory: u64 = sent.iter().map(|c| c.memory_bytes).sum();
-            let staging = sent.iter().map(|c| c.staging_bytes).max().unwrap_or(0);
+            let mut stagings: Vec<u64> = sent.iter().map(|c| c.staging_bytes).collect();
+            stagings.sort_by_key(|bytes| std::cmp::Reverse(*bytes));
+            let staging: u64 = stagings.iter().take(request.concurrency.max(1)).sum();
             prop_assert!(sent.is_empty() || memory + staging <= facts.room_bytes());
             let has_image = |c: &Container| facts.images.contains(&c.image);
             let disk: u64 = sent.iter().map(|c| c.disk_bytes + if has_image(c) { 0 } else { c.image_bytes }).sum();

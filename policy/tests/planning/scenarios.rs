@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use crate::support::{GIB, MIB, bridge, container, host, request};
 use insta::assert_snapshot;
 use spothop_policy::{
-    Container, CpuVerdict, Host, HostState, Network, NetworkIdentity, Plan, ProtocolRange, Refusal, Strategy, Version,
-    plan,
+    Container, CpuVerdict, Host, HostState, Network, NetworkIdentity, Plan, ProtocolRange, Refusal, Request, Strategy,
+    Version, plan,
 };
 
 /// `name → target` in the order of the moves.
@@ -166,12 +166,16 @@ fn hosts_are_packed_only_when_spreading_would_leave_one_behind() {
 }
 
 #[test]
-fn staging_is_needed_once_per_host_because_moves_go_one_after_another() {
+fn staging_is_needed_for_the_moves_that_run_at_the_same_time() {
     let staged = |name: &str| Container { staging_bytes: 2 * GIB, ..container(name, 2 * GIB) };
-    let containers = || vec![staged("one"), staged("two")];
-    let room_for = |bytes: u64| vec![host("b", |f| f.free_memory_bytes = bytes + f.reserved_memory_bytes)];
-    assert_eq!(plan(&request(containers(), room_for(6 * GIB))).moves.len(), 2);
-    assert_eq!(plan(&request(containers(), room_for(6 * GIB - 1))).moves.len(), 1);
+    let moved = |concurrency, room: u64| {
+        let hosts = vec![host("b", |f| f.free_memory_bytes = room + f.reserved_memory_bytes)];
+        let request = request(vec![staged("one"), staged("two"), staged("three")], hosts);
+        plan(&Request { concurrency, ..request }).moves.len()
+    };
+    assert_eq!((moved(1, 8 * GIB), moved(1, 8 * GIB - 1)), (3, 2));
+    assert_eq!((moved(2, 10 * GIB), moved(2, 10 * GIB - 1)), (3, 2));
+    assert_eq!((moved(9, 12 * GIB), moved(9, 12 * GIB - 1)), (3, 2));
 }
 
 #[test]

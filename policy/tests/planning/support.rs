@@ -57,5 +57,5 @@ pub(crate) fn container(name: &str, memory_bytes: u64) -> Container {
 }
 
 pub(crate) fn request(containers: Vec<Container>, hosts: Vec<Host>) -> Request {
-    Request { source: source(), containers, hosts, budget: None, rates: Rates::default() }
+    Request { source: source(), containers, hosts, budget: None, rates: Rates::default(), concurrency: 1 }
 }
