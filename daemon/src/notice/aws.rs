@@ -161,11 +161,13 @@ impl AwsSource {
             return;
         };
         if self.complaint.failed(Instant::now()) {
-            // A host that never had an answer is most likely not on EC2, and no cause for alarm.
             if self.answered {
                 tracing::warn!("AWS interruption notices cannot be read, asking on: {error}");
+            } else if self.complaint.failures() == 1 {
+                // A host that never had an answer is most likely not on EC2: worth a line, but not one a minute for ever.
+                tracing::info!("no AWS metadata service here so far, asking on: {error}");
             } else {
-                tracing::info!("no AWS metadata service so far, asking on: {error}");
+                tracing::debug!("still no AWS metadata service: {error}");
             }
         }
         if error.is_transport() {

@@ -30,6 +30,11 @@ impl Complaint {
         due
     }
 
+    /// Failures since the last success.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures
+    }
+
     /// Ends a row of failures. Their number, when that row was logged and its end should be too.
     pub(super) fn succeeded(&mut self) -> Option<u64> {
         let failures = std::mem::take(&mut self.failures);
