@@ -61,7 +61,7 @@ impl OwnNetns {
 
     fn configure(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
         self.ip(&up_commands(addresses))?;
-        self.nft(&drop_rules())
+        hold(&self.path())
     }
 
     /// Takes the addresses and the route off the loopback again, so that the engine's own count; connections live on.
@@ -70,14 +70,6 @@ impl OwnNetns {
     /// When `ip` fails.
     pub fn release_addresses(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
         self.ip(&down_commands(addresses))
-    }
-
-    /// Ends the silence: packets pass. Idempotent.
-    ///
-    /// # Errors
-    /// When `nft` fails.
-    pub fn open(&self) -> Result<(), NetnsError> {
-        self.nft(&silence::absent("inet"))
     }
 
     /// Removes the name. The namespace itself lives for as long as tasks are in it; no error when there is none.
@@ -94,13 +86,29 @@ impl OwnNetns {
         command::run(Command::new("ip").args(["-netns", &self.name, "-batch", "-"]), Some(batch))?;
         Ok(())
     }
+}
 
-    fn nft(&self, rules: &str) -> Result<(), NetnsError> {
-        within(&self.path(), || {
-            command::run(Command::new("nft").args(["-f", "-"]), Some(rules))?;
-            Ok(())
-        })
-    }
+/// Drops everything that the stack of the namespace at `path` would send or take, until [`open`]. Idempotent.
+///
+/// # Errors
+/// When the namespace cannot be entered or `nft` fails.
+pub fn hold(path: &Path) -> Result<(), NetnsError> {
+    nft(path, &drop_rules())
+}
+
+/// Ends [`hold`]; no error when there was none.
+///
+/// # Errors
+/// When the namespace cannot be entered or `nft` fails.
+pub fn open(path: &Path) -> Result<(), NetnsError> {
+    nft(path, &silence::absent("inet"))
+}
+
+fn nft(path: &Path, rules: &str) -> Result<(), NetnsError> {
+    within(path, || {
+        command::run(Command::new("nft").args(["-f", "-"]), Some(rules))?;
+        Ok(())
+    })
 }
 
 fn up_commands(addresses: &[IpAddr]) -> String {

@@ -1,0 +1,125 @@
+//! The gate at `post-restore`: CRIU's action script holds the tasks there until `start` lets them go.
+//!
+//! CRIU calls `<migration directory>/hook`, a symbolic link to this program. At `post-restore` the hook says `held <pid>` on
+//! `create.sock`, where `create` listens, and then waits on `gate.sock` for one line: `go` or `abort`. The tasks
+//! can only run after somebody in this directory (root only) said `go`; if the hook dies, CRIU kills them.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use crate::hook::{Action, Event};
+
+/// The link's name in the migration's directory.
+const HOOK: &str = "hook";
+
+/// Makes the link that CRIU shall call, and returns its path.
+pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
+    let link = directory.join(HOOK);
+    let _ = std::fs::remove_file(&link);
+    symlink(std::env::current_exe()?, &link)?;
+    Ok(link)
+}
+
+/// Where `create` waits to hear that the tasks are held.
+pub(super) fn listen_for_held(directory: &Path) -> io::Result<UnixListener> {
+    bind(&directory.join("create.sock"))
+}
+
+/// The process id of init in the message of a hook that holds; `None` for anything else.
+pub(super) fn held_pid(stream: UnixStream) -> Option<i32> {
+    let mut text = String::new();
+    BufReader::new(stream).read_line(&mut text).ok()?;
+    text.strip_prefix("held ")?.trim().parse().ok()
+}
+
+/// Lets the held tasks go (`go`), or lets CRIU kill them.
+pub(super) fn decide(directory: &Path, go: bool) -> io::Result<()> {
+    let mut stream = UnixStream::connect(directory.join("gate.sock"))?;
+    stream.write_all(if go { b"go\n" } else { b"abort\n" })
+}
+
+/// Does the hook's work when this process is one; `None` when it is not.
+pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
+    let path = Path::new(arguments.first()?);
+    if path.file_name()? != HOOK {
+        return None;
+    }
+    let event = Event::from_env()?;
+    if event.action != Action::PostRestore {
+        return Some(ExitCode::SUCCESS);
+    }
+    let go = event.init_pid.zip(path.parent()).is_some_and(|(pid, directory)| hold(directory, pid).unwrap_or(false));
+    Some(if go { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Reports the tasks as held and waits for the word. An error is a no: nobody else knows of the tasks.
+fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
+    let gate = bind(&directory.join("gate.sock"))?;
+    let mut create = UnixStream::connect(directory.join("create.sock"))?;
+    create.write_all(format!("held {init_pid}\n").as_bytes())?;
+    drop(create);
+    loop {
+        let (stream, _) = gate.accept()?;
+        let mut word = String::new();
+        // One that connects and says nothing has died; another will come.
+        let _ = BufReader::new(stream).read_line(&mut word);
+        match word.trim() {
+            "go" => return Ok(true),
+            "abort" => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let _ = std::fs::remove_file(path);
+    UnixListener::bind(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(word: Option<bool>) -> (Option<i32>, bool) {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().to_owned();
+        let create = listen_for_held(&directory).unwrap();
+        let hook = std::thread::spawn({
+            let directory = directory.clone();
+            move || hold(&directory, 77).unwrap()
+        });
+        let pid = held_pid(create.accept().unwrap().0);
+        if word.is_none() {
+            drop(UnixStream::connect(directory.join("gate.sock")).unwrap());
+        }
+        decide(&directory, word.unwrap_or(true)).unwrap();
+        (pid, hook.join().unwrap())
+    }
+
+    #[test]
+    fn held_tasks_go_or_die_by_one_word() {
+        assert_eq!(held(Some(true)), (Some(77), true));
+        assert_eq!(held(Some(false)), (Some(77), false));
+    }
+
+    #[test]
+    fn a_silent_visitor_decides_nothing() {
+        assert_eq!(held(None), (Some(77), true));
+    }
+
+    #[test]
+    fn tasks_that_nobody_waits_for_are_not_held() {
+        let scratch = tempfile::tempdir().unwrap();
+        assert!(hold(scratch.path(), 1).is_err());
+    }
+
+    #[test]
+    fn only_crius_call_of_the_link_is_a_hook() {
+        assert_eq!(called_by_criu(&["/usr/bin/spothop-oci".into()]), None);
+        assert_eq!(called_by_criu(&[]), None);
+    }
+}

@@ -1,0 +1,76 @@
+//! `start` and `delete` of a container that `create` has restored.
+
+use std::ffi::OsString;
+use std::fs;
+use std::process::{Command, ExitCode};
+
+use super::args::Invocation;
+use super::error::{OciError, file};
+use super::marker::Marker;
+use super::{Handled, create, gate, keeper, runtime};
+use crate::handoff::{Client, Directory, Report, Verdict};
+use crate::netns::{self, OwnNetns};
+
+/// Lets the held tasks run once the daemon says so.
+pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
+    let Some(marker) = Marker::read(invocation) else { return Ok(Handled::Ordinary) };
+    let directory = Directory::at(&marker.directory);
+    if directory.used().exists() {
+        return Ok(Handled::Ordinary);
+    }
+    let mut client = Client::new(directory.clone());
+    let container_id = invocation.container.to_string_lossy().into_owned();
+    let done = match client.ask(&Report::Attached { container_id }) {
+        Ok(Verdict::Run) => let_go(&marker, &directory),
+        Ok(Verdict::Abort { reason }) => Err(OciError::Aborted { reason }),
+        Ok(verdict @ Verdict::Restore) => Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "start" }),
+        Err(error) => Err(error.into()),
+    };
+    match done {
+        Ok(()) => {
+            client.try_tell(&Report::Running);
+            Ok(Handled::Done(ExitCode::SUCCESS))
+        }
+        Err(error) => {
+            abandon(&marker, &directory);
+            client.try_tell(&Report::Failed { error: error.to_string() });
+            Err(error)
+        }
+    }
+}
+
+fn let_go(marker: &Marker, directory: &Directory) -> Result<(), OciError> {
+    if let Some(path) = &marker.silent_netns {
+        netns::open(path)?;
+    }
+    // Before the word, not after: an image set that may have run must never be restored again.
+    fs::write(directory.used(), "").map_err(file("write", directory.used()))?;
+    gate::decide(directory.path(), true).map_err(file("open the gate in", directory.path()))?;
+    keeper::wait(directory.path()).map_err(file("wait for the restore in", directory.path()))?;
+    match keeper::ending(directory.path()) {
+        Some(ending) if ending.success => Ok(()),
+        _ => Err(create::failure(directory)),
+    }
+}
+
+/// Has CRIU kill what it holds; no error, because the tasks may be dead already.
+fn abandon(marker: &Marker, directory: &Directory) {
+    if gate::decide(directory.path(), false).is_ok() {
+        let _ = keeper::wait(directory.path());
+    }
+    if let Some(name) = &marker.own_netns {
+        OwnNetns::named(name).delete();
+    }
+}
+
+/// runc's `delete`, and then the network namespace that was made for the container.
+pub(super) fn delete(invocation: &Invocation, arguments: &[OsString]) -> Result<Handled, OciError> {
+    let Some(name) = Marker::read(invocation).and_then(|marker| marker.own_netns) else { return Ok(Handled::Ordinary) };
+    let runtime = runtime::resolve("runc".as_ref());
+    let status = Command::new(&runtime).args(arguments).status().map_err(file("run", runtime))?;
+    if status.success() {
+        OwnNetns::named(name).delete();
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(Handled::Done(code.map_or(ExitCode::FAILURE, ExitCode::from)))
+}
