@@ -1,7 +1,6 @@
 //! What can go wrong between two hosts.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +48,12 @@ pub enum Error {
         peer: String,
         /// What was seen instead.
         found: &'static str,
+    },
+    /// The name to be expected of a peer is not one that a certificate could carry.
+    #[error("{name:?} is not a valid host name; correct it in the inventory")]
+    HostName {
+        /// The name.
+        name: String,
     },
     /// The peer's certificate is valid, but for another host.
     #[error(
@@ -236,7 +241,79 @@ pub enum AbortCode {
     Unknown,
 }
 
-/// The peer's address for error messages.
-pub(crate) fn peer_text(address: SocketAddr) -> String {
-    address.to_string()
+impl Error {
+    /// What a failed read or write on a connection to `peer` means, after its handshake.
+    pub(crate) fn from_io(peer: &str, during: &'static str, error: io::Error) -> Self {
+        let peer = peer.to_owned();
+        match tls_cause(&error) {
+            // In TLS 1.3 the connecting side has finished its handshake when the other looks at its certificate.
+            Some(rustls::Error::AlertReceived(alert)) if is_about_certificates(*alert) => {
+                Self::OwnCertificate { peer, source: rustls::Error::AlertReceived(*alert) }
+            }
+            Some(cause) => Self::Tls { peer, source: cause.clone() },
+            None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Truncated { peer, during },
+            None => Self::Disconnected { peer, during, source: Arc::new(error) },
+        }
+    }
+
+    /// What a failed TLS handshake with `peer` means; `expected` is the name that it should have.
+    pub(crate) fn from_handshake(peer: &str, expected: Option<&str>, error: io::Error) -> Self {
+        use rustls::{AlertDescription, CertificateError, Error as Tls};
+        let during = "the TLS handshake";
+        let not_spothop = |found| Self::NotSpothop { peer: peer.to_owned(), found };
+        match tls_cause(&error) {
+            Some(Tls::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })) => {
+                Self::PeerName {
+                    peer: peer.to_owned(),
+                    expected: expected.unwrap_or_default().to_owned(),
+                    presented: presented.clone(),
+                }
+            }
+            Some(source @ (Tls::InvalidCertificate(_) | Tls::NoCertificatesPresented)) => {
+                Self::PeerCertificate { peer: peer.to_owned(), source: source.clone() }
+            }
+            Some(Tls::InvalidMessage(_)) => not_spothop("what it says is not TLS"),
+            Some(
+                Tls::PeerIncompatible(_)
+                | Tls::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure),
+            ) => not_spothop("it speaks TLS, but not 1.3 as spothop does"),
+            _ => Self::from_io(peer, during, error),
+        }
+    }
+
+    /// Whether the cause may be no more than the echo of a failure on the other side, which then says why.
+    pub(crate) fn is_connection_loss(&self) -> bool {
+        matches!(self, Self::Truncated { .. } | Self::Disconnected { .. } | Self::Tls { .. })
+    }
+
+    /// What the other side is told about this.
+    pub(crate) fn abort_code(&self) -> AbortCode {
+        match self {
+            Self::Checksum { .. } | Self::Digest { .. } | Self::Tls { .. } => AbortCode::Corrupt,
+            Self::Truncated { .. } | Self::Disconnected { .. } => AbortCode::Connection,
+            Self::Limit { .. } => AbortCode::Limit,
+            Self::File { .. } | Self::Source { .. } | Self::Sink { .. } => AbortCode::Storage,
+            _ => AbortCode::Protocol,
+        }
+    }
+}
+
+fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn is_about_certificates(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+    )
 }

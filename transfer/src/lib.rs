@@ -31,10 +31,13 @@
 
 pub mod bulk;
 pub mod certs;
+mod codec;
 pub mod error;
 pub mod session;
+mod socket;
 pub mod tls;
 pub mod version;
+mod wire;
 
 pub use bulk::{Limits, Stats};
 pub use error::Error;

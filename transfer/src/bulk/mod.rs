@@ -1,6 +1,16 @@
 //! Files and streams over the data connections.
 
+pub(crate) mod files;
+pub(crate) mod stream;
+mod transfer;
+
 use std::time::Duration;
+
+/// Raw length of the chunks that this side sends. Large enough that header, task switch and system calls hardly count, small enough that
+/// connections share the work evenly and that all buffers of a session stay within some tens of MiB.
+const CHUNK: u32 = 1 << 20;
+/// What is accepted from a sender as its length of chunks: below, the receiver's bookkeeping would grow; above, its buffers.
+const ACCEPTED_CHUNKS: std::ops::RangeInclusive<u32> = 64 << 10..=4 << 20;
 
 /// What a transfer moved. Both sides report the same numbers but for `elapsed`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

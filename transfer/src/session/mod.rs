@@ -1,14 +1,27 @@
 //! One conversation between two hosts.
 
+mod control;
+mod handshake;
+mod listener;
+
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinSet;
 
-use crate::bulk::{Limits, Stats};
+use crate::bulk::{Limits, Stats, files, stream};
 use crate::error::Error;
+use crate::socket;
 use crate::tls::Identity;
+use crate::wire::hello::Role;
+use crate::wire::{Connection, frame};
+
+pub(crate) use control::{Aborter, Control};
+pub use listener::Listener;
 
 /// Largest control message, in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -42,43 +55,6 @@ impl Default for Options {
     }
 }
 
-/// The listening port. Dropping it closes the port and unfinished handshakes, not the sessions accepted.
-#[derive(Debug)]
-pub struct Listener {}
-
-impl Listener {
-    /// Opens the port with the default [`Options`]. `address` is `host:port`; port 0 takes a free one.
-    ///
-    /// # Errors
-    /// [`Error::Bind`].
-    pub async fn bind(address: &str, identity: &Identity) -> Result<Self, Error> {
-        Self::bind_with(address, identity, Options::default()).await
-    }
-
-    /// As [`Listener::bind`], with options.
-    ///
-    /// # Errors
-    /// [`Error::Bind`].
-    pub async fn bind_with(address: &str, identity: &Identity, options: Options) -> Result<Self, Error> {
-        let _ = (address, identity, options);
-        todo!()
-    }
-
-    /// The address that the port is bound to.
-    pub fn local_addr(&self) -> SocketAddr {
-        todo!()
-    }
-
-    /// The next session that is complete: certificates checked, version agreed, all data connections there.
-    ///
-    /// Handshakes run in tasks of their own, each with a timeout and limited in number, so slow or hostile peers cannot hold up others;
-    /// a failed one is logged (`warn`, with the peer's address and the reason) and forgotten. Connections are taken in only while this is
-    /// being awaited, so keep awaiting it. Cancel-safe.
-    pub async fn accept(&mut self) -> Session {
-        todo!()
-    }
-}
-
 /// Opens a session with the host `expected_name` at `address` (`host:port`), with the default [`Options`].
 ///
 /// `data_connections` is 1 to [`MAX_DATA_CONNECTIONS`]; others are clamped to that.
@@ -106,8 +82,34 @@ pub async fn connect_with(
     data_connections: usize,
     options: &Options,
 ) -> Result<Session, Error> {
-    let _ = (address, expected_name, identity, data_connections, options);
-    todo!()
+    let count = data_connections.clamp(1, MAX_DATA_CONNECTIONS);
+    let (mut stream, peer_addr, known) = handshake::connect(address, expected_name, identity, options).await?;
+    let peer = peer_addr.to_string();
+    socket::limit_silence(stream.get_ref().0, options.peer_timeout)
+        .map_err(|error| Error::from_io(&peer, "the TCP set-up", error))?;
+    // At most 16, see above.
+    let role = Role::Control { data_connections: count as u8 };
+    let (version, token) = handshake::open(&mut stream, role, &peer, options.handshake_timeout).await?;
+
+    // All at once: each costs some round trips.
+    let mut opening = JoinSet::new();
+    for index in 0..count {
+        let (address, expected_name) = (peer.clone(), expected_name.to_owned());
+        let (identity, options) = (identity.clone(), options.clone());
+        opening.spawn(async move {
+            let (mut stream, ..) = handshake::connect(&address, &expected_name, &identity, &options).await?;
+            let role = Role::Data { index: index as u8, token };
+            handshake::open(&mut stream, role, &address, options.handshake_timeout).await?;
+            Ok::<_, Error>((index, Box::new(stream) as Connection))
+        });
+    }
+    let mut data = Vec::with_capacity(count);
+    while let Some(opened) = opening.join_next().await {
+        data.push(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?);
+    }
+    data.sort_by_key(|(index, _)| *index);
+    let data = data.into_iter().map(|(_, connection)| connection).collect();
+    Ok(Session::new(Box::new(stream), data, known.name, peer_addr, version))
 }
 
 /// One conversation with one peer.
@@ -119,23 +121,69 @@ pub async fn connect_with(
 /// that the two can say what they do next. Dropping the future of a transfer is such a failure: the peer gets
 /// [`Error::Peer`] with [`AbortCode::Cancelled`](crate::error::AbortCode::Cancelled). Dropping the session closes everything at once; the
 /// peer then gets an error. [`Session::close`] ends it in good order.
-#[derive(Debug)]
-pub struct Session {}
+pub struct Session {
+    control: Control,
+    /// In the order of their indices; empty while a transfer runs and after one failed.
+    data: Vec<Connection>,
+    /// Number of the last transfer begun, the same on both sides.
+    transfers: u32,
+    peer_name: String,
+    peer_addr: SocketAddr,
+    version: u16,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("peer_name", &self.peer_name)
+            .field("peer_addr", &self.peer_addr)
+            .field("version", &self.version)
+            .field("data_connections", &self.data.len())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Session {
+    /// Takes over connections after their hellos.
+    pub(crate) fn new(
+        control: Connection,
+        data: Vec<Connection>,
+        peer_name: String,
+        peer_addr: SocketAddr,
+        version: u16,
+    ) -> Self {
+        // Messages name the host too: an address alone means little to people.
+        let peer = Arc::from(format!("{peer_name} ({peer_addr})"));
+        Self { control: Control::new(control, peer), data, transfers: 0, peer_name, peer_addr, version }
+    }
+
+    /// The parts that a transfer works with, its number, and the data connections, which the transfer gives back if it succeeds.
+    ///
+    /// # Errors
+    /// The session's end, or [`Error::NoDataConnections`].
+    pub(crate) fn begin_transfer(&mut self) -> Result<TransferParts<'_>, Error> {
+        self.control.check()?;
+        if self.data.is_empty() {
+            return Err(Error::NoDataConnections { peer: self.control.peer().to_string() });
+        }
+        self.transfers += 1;
+        let connections = std::mem::take(&mut self.data);
+        Ok(TransferParts { control: &mut self.control, home: &mut self.data, number: self.transfers, connections })
+    }
+
     /// The peer's name: the first DNS name of its certificate, which TLS has verified.
     pub fn peer_name(&self) -> &str {
-        todo!()
+        &self.peer_name
     }
 
     /// The peer's address.
     pub fn peer_addr(&self) -> SocketAddr {
-        todo!()
+        self.peer_addr
     }
 
     /// The protocol version that both sides speak.
     pub fn version(&self) -> u16 {
-        todo!()
+        self.version
     }
 
     /// Sends a message of up to [`MAX_MESSAGE`] bytes; returns when the kernel has taken it.
@@ -145,8 +193,7 @@ impl Session {
     /// # Errors
     /// [`Error::Limit`] (the session goes on); else the session's end.
     pub async fn send(&mut self, message: &[u8]) -> Result<(), Error> {
-        let _ = message;
-        todo!()
+        self.control.send(frame::Kind::Message, message).await
     }
 
     /// The next message; `None` when the peer closed the session in good order. Cancel-safe: for use in `tokio::select!`.
@@ -155,7 +202,7 @@ impl Session {
     /// The session's end: [`Error::Truncated`] or [`Error::Disconnected`] when the peer died or dropped the session (within
     /// [`Options::peer_timeout`] if it just vanished), [`Error::Checksum`], [`Error::Protocol`], [`Error::Tls`].
     pub async fn recv(&mut self) -> Result<Option<Vec<u8>>, Error> {
-        todo!()
+        self.control.recv().await
     }
 
     /// Says goodbye after all messages sent before, and closes everything. The peer's [`Session::recv`] then gives `None`.
@@ -163,7 +210,8 @@ impl Session {
     /// # Errors
     /// The session's end, if it had one before.
     pub async fn close(self) -> Result<(), Error> {
-        todo!()
+        drop(self.data);
+        self.control.close().await
     }
 
     /// Sends the files `root/name` for each of `files`; returns when the receiver has verified all of them.
@@ -178,8 +226,7 @@ impl Session {
         files: &[String],
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Stats, Error> {
-        let _ = (root, files, progress);
-        todo!()
+        files::send(self.begin_transfer()?, root, files, progress).await
     }
 
     /// Receives what the peer's [`Session::send_files`] sends, as new files (mode 0600) in the existing directory `root`.
@@ -196,8 +243,7 @@ impl Session {
         limits: &Limits,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Stats, Error> {
-        let _ = (root, limits, progress);
-        todo!()
+        files::receive(self.begin_transfer()?, root, limits, progress).await
     }
 
     /// Sends everything that `source` gives until its end; returns when the receiver has verified and handed on all of it.
@@ -209,8 +255,7 @@ impl Session {
         source: impl AsyncRead + Send + Unpin,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Stats, Error> {
-        let _ = (source, progress);
-        todo!()
+        stream::send(self.begin_transfer()?, source, progress).await
     }
 
     /// Receives what the peer's [`Session::send_stream`] sends, in order, into `sink`, which is shut down after the last byte has been verified
@@ -227,7 +272,15 @@ impl Session {
         max_bytes: u64,
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Stats, Error> {
-        let _ = (sink, max_bytes, progress);
-        todo!()
+        stream::receive(self.begin_transfer()?, sink, max_bytes, progress).await
     }
+}
+
+/// What [`Session::begin_transfer`] hands out.
+pub(crate) struct TransferParts<'a> {
+    pub(crate) control: &'a mut Control,
+    /// Where the connections go back to.
+    pub(crate) home: &'a mut Vec<Connection>,
+    pub(crate) number: u32,
+    pub(crate) connections: Vec<Connection>,
 }
