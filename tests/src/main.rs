@@ -1,2 +1,7 @@
-//! The testbed: hosts in namespaces.
-fn main() {}
+//! `testbed`: see `testbed --help`, and the library for what it does.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    spothop_tests::cli::main()
+}

@@ -1,0 +1,296 @@
+//! The command line.
+//!
+//! Results go to standard output, as text or, with `--json`, as one JSON document; what is being done goes to standard error. The
+//! exit code is 0 on success, 1 when something failed, 2 for a wrong command line; `exec` and `client` end with the code of
+//! their command.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use crate::base;
+use crate::error::{Context, Error, Result};
+use crate::host;
+use crate::imds::Action;
+use crate::layout::Layout;
+use crate::state::{Engine, Power};
+use crate::testbed::{Options, Testbed, down};
+use crate::workload::Workload;
+
+/// Test hosts on this machine: namespaces, systemd, Docker, a spot instance's metadata service, spothop.
+#[derive(Debug, Parser)]
+#[command(name = "testbed", version)]
+struct Cli {
+    /// Which testbed; several can be up at the same time, each with networks of its own.
+    #[arg(long, global = true, env = "SPOTHOP_TESTBED", default_value = "default")]
+    name: String,
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Bring hosts a, b, c… and a client up.
+    Up(Up),
+    /// Run a command inside a host; its exit code and streams are passed through.
+    Exec {
+        /// The host's name.
+        host: String,
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Run a command on the client machine; its exit code and streams are passed through.
+    Client {
+        /// The command and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Container images on the hosts.
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Let a host's metadata service tell of an interruption.
+    Notice(NoticeArguments),
+    /// Cut a host off the network.
+    Cut {
+        /// The host's name.
+        host: String,
+    },
+    /// Undo `cut`.
+    Heal {
+        /// The host's name.
+        host: String,
+    },
+    /// Take the power from a host: everything in it dies at once.
+    PowerOff {
+        /// The host's name.
+        host: String,
+    },
+    /// Show the testbed that is up.
+    Show,
+    /// Make the Debian base of the hosts, if it is not there, and print where it is.
+    Base,
+    /// End the testbed, whatever state it is in.
+    Down,
+    /// (internal) Make one machine and watch over it.
+    #[command(hide = true)]
+    Supervise { spec: PathBuf },
+    /// (internal) Become process 1 of a machine.
+    #[command(hide = true)]
+    Init { spec: PathBuf, notify: String },
+    /// (internal) Become a command inside a machine.
+    #[command(hide = true)]
+    Enter {
+        #[arg(long)]
+        pid: i32,
+        #[arg(long)]
+        cgroup: PathBuf,
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    /// How many hosts.
+    #[arg(long, default_value_t = 2)]
+    hosts: u8,
+    /// The engine that runs containers on them.
+    #[arg(long, value_enum, default_value_t = Engine::Docker)]
+    engine: Engine,
+    /// Hold every host's link to this rate in each direction.
+    #[arg(long, value_name = "N")]
+    link_mbit: Option<u32>,
+    /// Install spothop as it was built last.
+    #[arg(long)]
+    no_build: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// Import a root file system as an image, with the same ID on every host.
+    Import {
+        /// The image's name.
+        name: String,
+        /// A tar archive.
+        archive: PathBuf,
+        /// A Dockerfile instruction to apply, like 'CMD ["redis-server"]'; may be repeated.
+        #[arg(long)]
+        change: Vec<String>,
+    },
+    /// Make the image of one of the test workloads on every host.
+    Workload {
+        /// Which.
+        #[arg(value_enum)]
+        workload: Workload,
+    },
+}
+
+#[derive(Debug, Args)]
+struct NoticeArguments {
+    /// The host's name.
+    host: String,
+    /// Whose metadata service.
+    #[arg(long, value_enum)]
+    cloud: Option<Cloud>,
+    /// What will happen to the instance.
+    #[arg(long, value_enum, default_value_t = Action::Terminate)]
+    action: Action,
+    /// How long from now.
+    #[arg(long = "in", value_name = "TIME", default_value = "120s", value_parser = lead)]
+    lead: Duration,
+    /// Take the notice back instead.
+    #[arg(long)]
+    cancel: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Cloud {
+    /// Amazon EC2.
+    Aws,
+    /// Google Compute Engine (not there yet).
+    Gcp,
+    /// Azure (not there yet).
+    Azure,
+}
+
+/// A time span like `120s` or `2m`.
+fn lead(text: &str) -> Result<Duration, String> {
+    let span: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    Duration::try_from(span).map_err(|_| "it must not be negative".to_owned())
+}
+
+/// Runs the command line of the process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("testbed: {:#}", anyhow::Error::from(error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let program = std::env::current_exe().on("find", std::path::Path::new("/proc/self/exe"))?;
+    let open = || Testbed::open(&program, Layout::new(&cli.name)?);
+    let (text, document) = match cli.command {
+        Command::Up(up) => {
+            let options = Options { hosts: up.hosts, engine: up.engine, link_mbit: up.link_mbit, build: !up.no_build };
+            let bed = Testbed::up(&program, Layout::new(&cli.name)?, &options, &say)?;
+            show(&bed)?
+        }
+        Command::Show => show(&open()?)?,
+        Command::Base => {
+            let base = base::ensure(&say)?;
+            (base.display().to_string(), json!({"base": base}))
+        }
+        Command::Exec { host, command } => return Err(replace(open()?.exec(&host, command)?)),
+        Command::Client { command } => return Err(replace(open()?.client(command)?)),
+        Command::Image { command } => image(&open()?, &command)?,
+        Command::Notice(arguments) => notice(&open()?, &arguments)?,
+        Command::Cut { host } => {
+            open()?.cut(&host)?;
+            (format!("{host} is cut off"), json!({"host": host, "link": "cut"}))
+        }
+        Command::Heal { host } => {
+            open()?.heal(&host)?;
+            (format!("{host} is connected"), json!({"host": host, "link": "up"}))
+        }
+        Command::PowerOff { host } => {
+            open()?.power_off(&host)?;
+            (format!("{host} is off"), json!({"host": host, "power": Power::Off}))
+        }
+        Command::Down => {
+            down(&Layout::new(&cli.name)?)?;
+            (format!("testbed {} is down", cli.name), json!({"name": cli.name, "up": false}))
+        }
+        Command::Supervise { spec } => {
+            host::supervisor::run(&spec)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Init { spec, notify } => match host::init::run(&spec, &notify)? {},
+        Command::Enter { pid, cgroup, command } => return Err(host::enter(pid, &cgroup, &command)),
+    };
+    if cli.json {
+        println!("{document:#}");
+    } else {
+        println!("{text}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(line: &str) {
+    eprintln!("testbed: {line}");
+}
+
+/// Becomes the command. Returns only when that fails.
+fn replace(mut command: std::process::Command) -> Error {
+    Error::Start { program: command.get_program().to_string_lossy().into_owned(), source: command.exec() }
+}
+
+fn image(bed: &Testbed, command: &ImageCommand) -> Result<(String, Value)> {
+    let (name, id) = match command {
+        ImageCommand::Import { name, archive, change } => {
+            let changes: Vec<_> = change.iter().map(String::as_str).collect();
+            (name.as_str(), bed.import_image(name, archive, &changes)?)
+        }
+        ImageCommand::Workload { workload } => (workload.image(), bed.import_workload(*workload)?),
+    };
+    Ok((format!("{name} is {id} on every host"), json!({"image": name, "id": id})))
+}
+
+fn notice(bed: &Testbed, arguments: &NoticeArguments) -> Result<(String, Value)> {
+    let host = &arguments.host;
+    match arguments.cloud {
+        Some(Cloud::Gcp) => return Err(Error::NotYet("a notice as GCP gives it".to_owned())),
+        Some(Cloud::Azure) => return Err(Error::NotYet("a notice as Azure gives it".to_owned())),
+        Some(Cloud::Aws) => {}
+        None if arguments.cancel => {}
+        None => {
+            return Err(Error::OutOfRange {
+                what: "--cloud",
+                value: "missing".to_owned(),
+                allowed: "aws (gcp and azure are not there yet)".to_owned(),
+            });
+        }
+    }
+    if arguments.cancel {
+        bed.cancel_notice(host)?;
+        return Ok((format!("the notice of {host} is taken back"), json!({"host": host, "notice": null})));
+    }
+    let notice = bed.notice(host, arguments.action, arguments.lead)?;
+    Ok((
+        format!("{host}: {} at {}", json!(notice.action).as_str().unwrap_or_default(), notice.time),
+        json!({"host": host, "notice": notice}),
+    ))
+}
+
+fn show(bed: &Testbed) -> Result<(String, Value)> {
+    let state = bed.state();
+    let mut text = format!("testbed {} is up ({:.1} s)", state.name, state.up_seconds);
+    for machine in state.hosts.iter().chain([&state.client]) {
+        text.push_str(&format!(
+            "\n  {:<6} {:<12} process {}{}",
+            machine.name,
+            machine.address.to_string(),
+            machine.pid,
+            if machine.power == Power::Off { ", off" } else { "" }
+        ));
+    }
+    let document =
+        serde_json::to_value(state).map_err(|source| Error::Json { what: "the state".to_owned(), source })?;
+    Ok((text, document))
+}

@@ -1,0 +1,104 @@
+//! The control socket of a metadata service: one JSON line asked, one JSON line answered.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use super::{Metadata, Notice};
+use crate::error::{Context, Error, Result};
+
+/// What the testbed asks of the service.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Put this notice out, in place of any other.
+    Notice(Notice),
+    /// Take the notice back.
+    Cancel,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Reply {
+    Done,
+    Refused { reason: String },
+}
+
+/// Asks the service of `host` through its socket.
+///
+/// # Errors
+/// [`Error::Io`] when it does not answer, [`Error::Notice`] when it refuses.
+pub fn ask(host: &str, socket: &Path, request: Request) -> Result<()> {
+    let wrong = |source| Error::Json { what: "a message of the metadata service's control socket".to_owned(), source };
+    let mut stream = UnixStream::connect(socket).on("connect to", socket)?;
+    let line = serde_json::to_string(&request).map_err(wrong)?;
+    writeln!(stream, "{line}").on("write to", socket)?;
+    let mut reply = String::new();
+    BufReader::new(stream).read_line(&mut reply).on("read from", socket)?;
+    match serde_json::from_str(&reply).map_err(wrong)? {
+        Reply::Done => Ok(()),
+        Reply::Refused { reason } => Err(Error::Notice { host: host.to_owned(), reason }),
+    }
+}
+
+/// Answers one request after the other; each is done at once.
+pub(super) async fn serve(listener: UnixListener, metadata: Arc<Metadata>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let mut stream = tokio::io::BufReader::new(stream);
+        let mut line = String::new();
+        if stream.read_line(&mut line).await.is_err() {
+            continue; // the asker is gone
+        }
+        let reply = match serde_json::from_str(&line) {
+            Ok(Request::Notice(notice)) => {
+                metadata.set_notice(Some(notice));
+                Reply::Done
+            }
+            Ok(Request::Cancel) => {
+                metadata.set_notice(None);
+                Reply::Done
+            }
+            Err(error) => Reply::Refused { reason: error.to_string() },
+        };
+        if let Ok(mut reply) = serde_json::to_string(&reply) {
+            reply.push('\n');
+            let _ = stream.write_all(reply.as_bytes()).await; // the asker may be gone
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::imds::{Action, Instance};
+
+    #[tokio::test]
+    async fn a_notice_asked_for_is_out_when_the_answer_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("imds.sock");
+        let metadata = Metadata::new(Instance {
+            id: "i-0".to_owned(),
+            kind: "m7i.large".to_owned(),
+            zone: "eu-central-1b".to_owned(),
+            name: "a".to_owned(),
+            address: Ipv4Addr::LOCALHOST,
+            mac: String::new(),
+        });
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(serve(listener, Arc::clone(&metadata)));
+        let notice = Notice { action: Action::Hibernate, time: "2026-01-01T00:00:00Z".parse().unwrap() };
+        for request in [Request::Notice(notice), Request::Cancel] {
+            let socket = socket.clone();
+            tokio::task::spawn_blocking(move || ask("a", &socket, request)).await.unwrap().unwrap();
+            assert_eq!(metadata.notice(), matches!(request, Request::Notice(_)).then_some(notice));
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A metadata service as an AWS instance has it (IMDSv2, with tokens required), inside a host's network.
+//!
+//! Source of formats and codes: "Use the Instance Metadata Service to access instance metadata" and "Spot Instance interruption
+//! notices" in the Amazon EC2 User Guide. Only what a migration daemon may ask for is there; anything else is 404, as it is
+//! on an instance that does not have it.
+
+pub mod control;
+mod router;
+mod tokens;
+mod tree;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
+
+use crate::base::remove_if_there;
+use crate::error::{Context, Result};
+
+pub use router::router;
+pub use tokens::Tokens;
+
+/// The service's IPv4 address.
+pub const IPV4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The service's IPv6 address.
+pub const IPV6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// HTTP without encryption, as on EC2.
+const PORT: u16 = 80;
+
+/// The instance that the service tells about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// `i-` and 17 hexadecimal digits.
+    pub id: String,
+    /// Instance type, like `m7i.large`.
+    pub kind: String,
+    /// Availability zone; the region is this without its last letter.
+    pub zone: String,
+    /// The host's name.
+    pub name: String,
+    /// The private address.
+    pub address: Ipv4Addr,
+    /// The hardware address of the first interface.
+    pub mac: String,
+}
+
+/// What happens to a spot instance at its interruption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is terminated.
+    Terminate,
+    /// It is stopped.
+    Stop,
+    /// It is hibernated.
+    Hibernate,
+}
+
+/// An interruption notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// What will happen.
+    pub action: Action,
+    /// When, to the second.
+    pub time: Timestamp,
+}
+
+/// What the service knows; shared between the listeners and the control socket.
+#[derive(Debug)]
+pub struct Metadata {
+    instance: Instance,
+    /// The notice that is out, if one is.
+    notice: Mutex<Option<Notice>>,
+    /// The tokens given out.
+    tokens: Mutex<Tokens>,
+}
+
+impl Metadata {
+    /// A service without a notice.
+    #[must_use]
+    pub fn new(instance: Instance) -> Arc<Self> {
+        Arc::new(Self { instance, notice: Mutex::default(), tokens: Mutex::default() })
+    }
+
+    /// Puts a notice out, or takes it back.
+    pub fn set_notice(&self, notice: Option<Notice>) {
+        *locked(&self.notice) = notice;
+    }
+
+    /// The notice that is out.
+    #[must_use]
+    pub fn notice(&self) -> Option<Notice> {
+        *locked(&self.notice)
+    }
+}
+
+/// The values behind our locks are whole at any time, so a panic elsewhere does not spoil them.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The service with its listeners, bound and not yet answering.
+#[derive(Debug)]
+pub struct Server {
+    metadata: Arc<Metadata>,
+    listeners: Vec<TcpListener>,
+    control: UnixListener,
+}
+
+impl Server {
+    /// Binds the two documented addresses in the network namespace of the caller, and the control socket.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] when one cannot be bound.
+    pub async fn bind(instance: Instance, control: &Path) -> Result<Self> {
+        let mut listeners = Vec::new();
+        for address in [IpAddr::V4(IPV4), IpAddr::V6(IPV6)] {
+            listeners.push(
+                TcpListener::bind((address, PORT))
+                    .await
+                    .on("bind", &PathBuf::from(format!("{address} port {PORT}")))?,
+            );
+        }
+        remove_if_there(control)?;
+        Ok(Self {
+            metadata: Metadata::new(instance),
+            listeners,
+            control: UnixListener::bind(control).on("bind", control)?,
+        })
+    }
+
+    /// Answers until the task is dropped.
+    pub async fn run(self) {
+        for listener in self.listeners {
+            let router = router(Arc::clone(&self.metadata));
+            tokio::spawn(async move { axum::serve(listener, router).await });
+        }
+        control::serve(self.control, self.metadata).await;
+    }
+}

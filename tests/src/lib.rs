@@ -1,0 +1,24 @@
+//! The testbed: hosts on one machine, each with namespaces, root, address, systemd, Docker, metadata service and spothop of its own.
+//! End-to-end tests, the demo and the benchmarks stand on it, and anyone can script against its command line (`cargo testbed`).
+//!
+//! What is where: [`testbed`] is the whole; [`host`] one machine (namespaces, root, process 1); [`switch`] the network between
+//! them; [`cgroup`] how all of it is found and ended again; [`imds`] the metadata service; [`base`] the Debian root below all
+//! hosts; [`product`] spothop on them; [`image`] and [`workload`] container images; [`state`] and [`layout`] what is kept where.
+
+pub mod base;
+pub mod cgroup;
+pub mod cli;
+pub mod command;
+mod error;
+pub mod host;
+pub mod image;
+pub mod imds;
+pub mod layout;
+pub mod machine;
+pub mod product;
+pub mod state;
+pub mod switch;
+pub mod testbed;
+pub mod workload;
+
+pub use error::{Error, Result};

@@ -1,0 +1,76 @@
+//! spothop as users get it, put into the root of every host: programs, unit, configuration, certificates.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context, Result};
+use crate::host::Spec;
+use crate::host::root::write;
+use crate::layout::Layout;
+use crate::machine::{cargo, workspace};
+use crate::testbed::copy;
+
+/// The port of the daemons among each other.
+const PORT: u16 = 7077;
+
+/// The built programs.
+#[derive(Debug)]
+pub struct Product {
+    spothop: PathBuf,
+    runtime: PathBuf,
+    unit: PathBuf,
+}
+
+impl Product {
+    /// Builds the programs as they are released.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] when cargo fails; it has said why.
+    pub fn build() -> Result<()> {
+        cargo(["build", "--quiet", "--release", "--bins", "-p", "spothop", "-p", "spothop-criu"])
+    }
+
+    /// What lies beside the testbed's own program, and the unit in the workspace.
+    #[must_use]
+    pub fn find(program: &Path) -> Option<Self> {
+        let directory = program.parent()?;
+        let product = Self {
+            spothop: directory.join("spothop"),
+            runtime: directory.join("spothop-oci"),
+            unit: workspace().join("packaging/spothop.service"),
+        };
+        [&product.spothop, &product.runtime, &product.unit].iter().all(|file| file.is_file()).then_some(product)
+    }
+
+    /// Installs it on the hosts described by `specs`, whose roots are prepared.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Command`] when no certificate can be issued.
+    pub fn install(&self, layout: &Layout, specs: &[Spec]) -> Result<()> {
+        for spec in specs {
+            let upper = layout.machine_data_dir(&spec.name).join("upper");
+            copy(&self.spothop, &upper.join("usr/bin/spothop"))?;
+            copy(&self.runtime, &upper.join("usr/bin/spothop-oci"))?;
+            copy(&self.unit, &upper.join("usr/lib/systemd/system/spothop.service"))?;
+            let wanted = upper.join("etc/systemd/system/multi-user.target.wants/spothop.service");
+            if let Some(parent) = wanted.parent() {
+                fs::create_dir_all(parent).on("make", parent)?;
+            }
+            symlink("/usr/lib/systemd/system/spothop.service", &wanted).on("enable the unit", &wanted)?;
+            write(&upper.join("etc/spothop/config.toml"), &configuration(spec, specs))?;
+        }
+        Ok(())
+    }
+}
+
+/// The configuration of one host: itself, and every other as a peer.
+fn configuration(spec: &Spec, all: &[Spec]) -> String {
+    let mut text = format!("[host]\nname = \"{}\"\nlisten = \"0.0.0.0:{PORT}\"\n", spec.name);
+    for peer in all.iter().filter(|peer| peer.name != spec.name) {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "\n[[peers]]\nname = \"{}\"\naddress = \"{}:{PORT}\"\n", peer.name, peer.address);
+    }
+    text
+}

@@ -1,0 +1,100 @@
+//! The switch: a bridge in a network namespace of its own, one port for every machine.
+
+use std::fs;
+
+use crate::base::remove_if_there;
+use crate::command::{command, ip, run};
+use crate::error::{Context, Result};
+use crate::layout::Layout;
+
+/// The bridge's name inside its namespace.
+const BRIDGE: &str = "br0";
+
+/// The switch of one testbed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Switch {
+    namespace: String,
+    layout: Layout,
+}
+
+impl Switch {
+    /// The switch of the testbed with this layout, made or not.
+    #[must_use]
+    pub fn of(layout: &Layout) -> Self {
+        Self { namespace: layout.switch_namespace(), layout: layout.clone() }
+    }
+
+    /// Makes it, with no ports.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `ip`.
+    pub fn create(&self) -> Result<()> {
+        let namespace = &self.namespace;
+        ip(&format!("netns add {namespace}"))?;
+        ip(&format!("-n {namespace} link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"))?;
+        ip(&format!("-n {namespace} link set {BRIDGE} up"))
+    }
+
+    /// Gives the calling process's network namespace an `eth0` whose other end is a port of the switch named `port`. With
+    /// `mbit`, traffic in each direction is held to that rate.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `ip` or `tc`.
+    pub fn plug(&self, port: &str, hardware_address: &str, mbit: Option<u32>) -> Result<()> {
+        let namespace = &self.namespace;
+        ip(&format!("link add eth0 address {hardware_address} type veth peer name {port} netns {namespace}"))?;
+        ip(&format!("-n {namespace} link set dev {port} master {BRIDGE} up"))?;
+        if let Some(mbit) = mbit {
+            shape(&["-n", namespace], port, mbit)?;
+            shape(&[], "eth0", mbit)?;
+        }
+        Ok(())
+    }
+
+    /// Lets no frame through the port any more. The machine keeps its carrier, as when a switch further away has failed.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `bridge`.
+    pub fn cut(&self, port: &str) -> Result<()> {
+        self.set_port_state(port, "disabled")
+    }
+
+    /// Undoes [`Switch::cut`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `bridge`.
+    pub fn heal(&self, port: &str) -> Result<()> {
+        self.set_port_state(port, "forwarding")
+    }
+
+    /// Removes the switch with all its ports; nothing to do when it is not there.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `ip`.
+    pub fn destroy(&self) -> Result<()> {
+        let file = self.layout.switch_namespace_file();
+        if !fs::exists(&file).on("look for", &file)? {
+            return Ok(());
+        }
+        if ip(&format!("netns delete {}", self.namespace)).is_err() {
+            // An `ip netns add` that died half way leaves a file that is no namespace.
+            remove_if_there(&file)?;
+        }
+        Ok(())
+    }
+
+    fn set_port_state(&self, port: &str, state: &str) -> Result<()> {
+        run(&mut command("bridge", ["-n", &self.namespace, "link", "set", "dev", port, "state", state])).map(drop)
+    }
+}
+
+/// A token bucket on what leaves `device`. The bucket holds 2 ms at full rate and no less than four of the largest packets that
+/// the kernel hands down in one piece (64 KiB), or the rate is not reached; a packet waits at most 50 ms.
+fn shape(namespace: &[&str], device: &str, mbit: u32) -> Result<()> {
+    let burst = (u64::from(mbit) * 1_000_000 / 8 / 500).max(4 * 65_536);
+    run(command("tc", namespace)
+        .args(["qdisc", "replace", "dev", device, "root", "tbf", "rate"])
+        .arg(format!("{mbit}mbit"))
+        .args(["burst", &burst.to_string(), "latency", "50ms"]))
+    .map(drop)
+}

@@ -1,0 +1,355 @@
+//! A whole testbed: brought up, used, taken down.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use nix::unistd::geteuid;
+
+use crate::base::{self, remove_if_there};
+use crate::cgroup::Cgroup;
+use crate::command::run;
+use crate::error::{Context, Error, Result};
+use crate::host::{self, Role, Spec, root};
+use crate::imds::control::{Request, ask};
+use crate::imds::{Action, Instance, Notice};
+use crate::layout::{
+    CLIENT, CLIENT_ADDRESS, GATEWAY, LAN, Layout, MAX_HOSTS, SUBNET, container_range, hardware_address, host_address,
+    host_name,
+};
+use crate::machine;
+use crate::product::Product;
+use crate::state::{Engine, Machine, Power, State};
+use crate::switch::Switch;
+
+/// What kind of testbed is wanted.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many hosts, 1 to [`MAX_HOSTS`].
+    pub hosts: u8,
+    /// The engine that runs containers on them.
+    pub engine: Engine,
+    /// Rate of every host's port in each direction, in Mbit/s.
+    pub link_mbit: Option<u32>,
+    /// Whether to build spothop first; otherwise what was built last is installed.
+    pub build: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { hosts: 2, engine: Engine::Docker, link_mbit: None, build: true }
+    }
+}
+
+/// A testbed that is up.
+#[derive(Debug)]
+pub struct Testbed {
+    program: PathBuf,
+    layout: Layout,
+    state: State,
+}
+
+impl Testbed {
+    /// Brings a testbed up; returns when every host has booted and its engine answers. `program` is the testbed binary, of which
+    /// each machine's supervisor is made. `say` hears what is done.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyUp`]; [`Error::NotYet`] for other engines; [`Error::Boot`] and others when something fails, after which
+    /// nothing is left.
+    pub fn up(program: &Path, layout: Layout, options: &Options, say: &dyn Fn(&str)) -> Result<Self> {
+        let start = Instant::now();
+        if !geteuid().is_root() {
+            return Err(Error::NotRoot);
+        }
+        check(options)?;
+        if layout.state_file().exists() && Cgroup::at(&layout.cgroup())?.exists() {
+            return Err(Error::AlreadyUp(layout.name().to_owned()));
+        }
+        down(&layout)?; // what a crash has left
+        machine::prepare(say)?;
+        let base = base::ensure(say)?;
+        if options.build {
+            say("building spothop");
+            Product::build()?;
+        }
+        let state = make(program, &layout, options, &base, say).inspect_err(|_| {
+            // The first error is the one that counts.
+            let _ = down(&layout);
+        })?;
+        let bed = Self {
+            program: program.to_owned(),
+            layout,
+            state: State { up_seconds: start.elapsed().as_secs_f64(), ..state },
+        };
+        bed.state.save(&bed.layout)?;
+        Ok(bed)
+    }
+
+    /// A testbed that was brought up before.
+    ///
+    /// # Errors
+    /// [`Error::NotUp`].
+    pub fn open(program: &Path, layout: Layout) -> Result<Self> {
+        let state = State::load(&layout)?;
+        Ok(Self { program: program.to_owned(), layout, state })
+    }
+
+    /// What is known about it.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// A command inside a host.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`], [`Error::HostOff`].
+    pub fn exec<I, S>(&self, host: &str, arguments: I) -> Result<Command>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        self.enter(self.state.host(host)?, arguments)
+    }
+
+    /// A command on the client machine.
+    ///
+    /// # Errors
+    /// [`Error::HostOff`] when the client is gone.
+    pub fn client<I, S>(&self, arguments: I) -> Result<Command>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        self.enter(&self.state.client, arguments)
+    }
+
+    /// Runs a command inside a host to its end, and returns what it printed.
+    ///
+    /// # Errors
+    /// [`Error::Command`] with its standard error when it fails.
+    pub fn output<I, S>(&self, host: &str, arguments: I) -> Result<String>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        let output = run(&mut self.exec(host, arguments)?)?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Lets the metadata service of a host tell of an interruption `lead` from now. Returns the notice as it is told.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`]; [`Error::Io`] when the service does not answer.
+    pub fn notice(&self, host: &str, action: Action, lead: Duration) -> Result<Notice> {
+        self.state.host(host)?;
+        // To the second, as it will be told.
+        let time = Timestamp::from_second((Timestamp::now() + lead).as_second()).unwrap_or(Timestamp::MAX);
+        let notice = Notice { action, time };
+        ask(host, &self.layout.imds_socket(host), Request::Notice(notice))?;
+        Ok(notice)
+    }
+
+    /// Takes a host's notice back.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn cancel_notice(&self, host: &str) -> Result<()> {
+        self.state.host(host)?;
+        ask(host, &self.layout.imds_socket(host), Request::Cancel)
+    }
+
+    /// Cuts a host off the network.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`]; [`Error::Command`].
+    pub fn cut(&self, host: &str) -> Result<()> {
+        Switch::of(&self.layout).cut(&self.state.host(host)?.name)
+    }
+
+    /// Undoes [`Testbed::cut`].
+    ///
+    /// # Errors
+    /// Like [`Testbed::cut`].
+    pub fn heal(&self, host: &str) -> Result<()> {
+        Switch::of(&self.layout).heal(&self.state.host(host)?.name)
+    }
+
+    /// Takes the power from a host: not a packet leaves it any more, and all in it dies at once.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`]; [`Error::HostOff`] when it is off already.
+    pub fn power_off(&mut self, host: &str) -> Result<()> {
+        let machine = self.state.host(host)?;
+        if machine.power == Power::Off {
+            return Err(Error::HostOff(host.to_owned()));
+        }
+        // First the network: dying processes close their connections, and a machine without power cannot say so.
+        self.cut(host)?;
+        machine.cgroup(&self.layout)?.destroy()?;
+        for machine in &mut self.state.hosts {
+            if machine.name == host {
+                machine.power = Power::Off;
+            }
+        }
+        self.state.save(&self.layout)
+    }
+
+    /// Ends it; nothing is left of it but the cached base.
+    ///
+    /// # Errors
+    /// Like [`down`].
+    pub fn down(self) -> Result<()> {
+        down(&self.layout)
+    }
+
+    fn enter<I, S>(&self, machine: &Machine, arguments: I) -> Result<Command>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<std::ffi::OsStr>,
+    {
+        machine.enter(&self.program, &self.layout, arguments)
+    }
+}
+
+/// Ends whatever there is of the testbed with this layout, by what is really there and not by its state file. Mounts are in the
+/// machines' own mount namespaces and go with their processes.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Command`] for what resists.
+pub fn down(layout: &Layout) -> Result<()> {
+    if !geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    Cgroup::at(&layout.cgroup())?.destroy()?;
+    Switch::of(layout).destroy()?;
+    for directory in [layout.data_dir(), layout.run_dir()] {
+        remove_if_there(&directory)?;
+        // The directory that all testbeds share goes with the last of them.
+        let _ = directory.parent().map(fs::remove_dir);
+    }
+    Ok(())
+}
+
+fn check(options: &Options) -> Result<()> {
+    if !(1..=MAX_HOSTS).contains(&options.hosts) {
+        return Err(Error::OutOfRange {
+            what: "the number of hosts",
+            value: options.hosts.to_string(),
+            allowed: format!("1 to {MAX_HOSTS}"),
+        });
+    }
+    if options.link_mbit == Some(0) {
+        return Err(Error::OutOfRange {
+            what: "the rate of the links in Mbit/s",
+            value: "0".to_owned(),
+            allowed: "1 or more".to_owned(),
+        });
+    }
+    match options.engine {
+        Engine::Docker => Ok(()),
+        Engine::Podman => Err(Error::NotYet("a testbed of Podman hosts".to_owned())),
+        Engine::Containerd => Err(Error::NotYet("a testbed of containerd hosts".to_owned())),
+    }
+}
+
+/// Makes the machines; the caller cleans up after a failure.
+fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &dyn Fn(&str)) -> Result<State> {
+    let specs: Vec<Spec> = (0..options.hosts).map(|index| host_spec(layout, options, base, index)).collect();
+    let client = Spec {
+        testbed: layout.name().to_owned(),
+        name: CLIENT.to_owned(),
+        address: CLIENT_ADDRESS,
+        link_mbit: None,
+        base: base.to_owned(),
+        role: Role::Client,
+    };
+    let product = Product::find(program);
+    for spec in specs.iter().chain([&client]) {
+        root::prepare(spec, options.hosts)?;
+        let tool = layout.machine_data_dir(&spec.name).join("upper/usr/bin/testbed");
+        copy(program, &tool)?;
+    }
+    match &product {
+        Some(product) => product.install(layout, &specs)?,
+        None => say("spothop is not built: the hosts come without it"),
+    }
+    Switch::of(layout).create()?;
+    say(&format!("booting {} hosts and a client", options.hosts));
+    // All of them boot at the same time.
+    let mut starting = Vec::new();
+    for spec in specs.into_iter().chain([client]) {
+        starting.push(host::start(program, spec)?);
+    }
+    let mut machines = Vec::new();
+    for machine in starting {
+        machines.push(machine.wait()?);
+    }
+    let client = machines.pop().ok_or_else(|| Error::NotUp(layout.name().to_owned()))?;
+    say("making the network of the containers");
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..)
+            .zip(&machines)
+            .map(|(index, machine)| scope.spawn(move || make_lan(program, layout, machine, index)))
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            // A panic of ours goes on as a panic.
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })?;
+    Ok(State {
+        name: layout.name().to_owned(),
+        engine: options.engine,
+        hosts: machines,
+        client,
+        link_mbit: options.link_mbit,
+        base: base.to_owned(),
+        spothop: product.is_some(),
+        up_seconds: 0.0,
+    })
+}
+
+fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8) -> Spec {
+    let name = host_name(index);
+    let address = host_address(index);
+    Spec {
+        testbed: layout.name().to_owned(),
+        address,
+        link_mbit: options.link_mbit,
+        base: base.to_owned(),
+        role: Role::Host {
+            instance: Instance {
+                id: format!("i-{:017x}", 0x5b07_u64 << 32 | u64::from(index)),
+                kind: "m7i.large".to_owned(),
+                zone: "eu-central-1b".to_owned(),
+                name: name.clone(),
+                address,
+                mac: hardware_address(address),
+            },
+        },
+        name,
+    }
+}
+
+/// Docker's macvlan network on the switch: containers have addresses of the hosts' own subnet, the same on every host.
+fn make_lan(program: &Path, layout: &Layout, machine: &Machine, index: u8) -> Result<()> {
+    let options = [
+        format!("--subnet={SUBNET}"),
+        format!("--gateway={GATEWAY}"),
+        format!("--ip-range={}", container_range(index)),
+    ];
+    let mut create =
+        machine.enter(program, layout, ["docker", "network", "create", "--driver=macvlan", "--opt=parent=eth0"])?;
+    run(create.args(options).arg(LAN)).map(drop)
+}
+
+/// Copies a program into a machine's root.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).on("make", parent)?;
+    }
+    fs::copy(from, to).on("copy a program to", to).map(drop)
+}
