@@ -2,7 +2,7 @@
 //!
 //! What moves are *trees*: the writable layer of the container (overlayfs' upper directory, with its whiteouts and opaque
 //! directories) and its local volumes. One archive holds all trees of a container; its format is POSIX tar (pax), see
-//! [`member`].
+//! `member.rs`.
 //!
 //! ```text
 //! source                                         target
@@ -16,10 +16,10 @@
 //! was there: volumes may hold what the engine copied from the image.
 //!
 //! **Pass 2** is exact. It sends every entry whose inode, change time, size or kind differs from the snapshot, and the names that are
-//! gone. Three things would be missed by that alone and are sent always: an entry that was changed so shortly before pass 1
-//! looked at it that a second change could bear the same time stamp; a file whose pages were dirty through a shared
-//! mapping before pass 1 (writing to such a page again does not touch the time stamps; `syncfs` at the start of pass 1 makes
-//! later writes visible again); and everything regular on a filesystem that keeps no time stamps for mapped writes (tmpfs).
+//! gone. Two things would be missed by that alone and are sent always: an entry that was changed so shortly before pass 1
+//! looked at it that a second change could bear the same time stamp; and everything regular on a filesystem that keeps no
+//! time stamps for mapped writes (tmpfs). And one is made visible: writing through a mapping to a page that is dirty already
+//! touches no time stamp, so pass 1 writes such pages out before it reads a file, and the next write is stamped again.
 //! An entry that changes while pass 2 reads it is an error: somebody outside the container writes there.
 //!
 //! **Mounted or raw.** While the overlay is mounted, its upper directory must not be written behind its back. Pass 2 goes
@@ -31,8 +31,13 @@
 //!
 //! All blocking work is done on blocking threads; memory is bounded by the number of entries, not by their contents.
 
+mod applier;
+mod beneath;
 mod error;
+mod member;
+mod snapshot;
 mod stream;
+mod writer;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -41,6 +46,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use error::Error;
+pub use snapshot::Snapshot;
 pub use stream::{ArchiveSink, ArchiveStream};
 
 /// Name of a tree, the same on both hosts.
@@ -100,31 +106,35 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// What pass 1 saw, to be compared with in pass 2. Opaque; some 200 bytes for each entry.
-#[derive(Debug, Default)]
-pub struct Snapshot {}
-
 /// Pass 1: everything in `trees`. Reading begins at once, on a blocking thread.
 ///
 /// Needs root, and a tokio runtime around it.
 #[must_use]
 pub fn archive(trees: Vec<Tree>) -> ArchiveStream {
-    let _ = trees;
-    stream::ArchiveStream::default()
+    ArchiveStream::of(move |out| writer::full(&trees, out))
 }
 
 /// Pass 2: what changed in `trees` since `snapshot`. The trees must be those of pass 1, by name, and nobody may write to them.
 #[must_use]
 pub fn difference(trees: Vec<Tree>, snapshot: Arc<Snapshot>) -> ArchiveStream {
-    let _ = (trees, snapshot);
-    stream::ArchiveStream::default()
+    ArchiveStream::of(move |out| writer::difference(&trees, &snapshot, out))
 }
 
-/// Writes an archive, of either pass, to `places`. Every tree of the archive must have a place.
+/// Writes an archive, of either pass, to `places`: one for every tree of the archive, and no others.
 ///
 /// Write the archive into the sink and then call [`ArchiveSink::finish`]; only its `Ok` says that everything is there.
 #[must_use]
 pub fn apply(places: Vec<Place>) -> ArchiveSink {
-    let _ = places;
-    stream::ArchiveSink::default()
+    ArchiveSink::of(move |archive| applier::apply(archive, &places))
 }
+
+/// How much there is in `trees`, for a prediction: only names are read.
+///
+/// # Errors
+/// [`Error::Io`] when a directory cannot be read.
+pub async fn measure(trees: Vec<Tree>) -> Result<Totals, Error> {
+    tokio::task::spawn_blocking(move || writer::measure(&trees)).await.map_err(|_| Error::Stopped)?
+}
+
+#[cfg(test)]
+mod tests;
