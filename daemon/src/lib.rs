@@ -5,8 +5,11 @@
 //! people and programs reach all that.
 
 pub mod api;
+pub mod capacity;
 pub mod config;
+pub mod daemon;
 pub mod files;
+pub mod inventory;
 pub mod journal;
 pub mod migration;
 pub mod notice;

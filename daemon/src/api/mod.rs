@@ -23,13 +23,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use self::client::{Client, ClientError};
+pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
 use crate::migration::{Phase, Side};
 use crate::notice::Notice;
-
-/// Where the daemon listens unless told otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/spothop/control.sock";
 
 /// What this daemon is and does right now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -184,6 +181,8 @@ pub enum Outcome {
 pub struct Event {
     /// The migration's id.
     pub migration: String,
+    /// Which end of it this host is.
+    pub side: Side,
     /// The container's name.
     pub container: String,
     /// When.

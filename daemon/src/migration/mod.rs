@@ -1,5 +1,66 @@
 //! The migration saga: from a plan to a container that runs elsewhere, or goes on here.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `phase`, `step` | the words of the journal: how far it is, what was done |
+//! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
+//! | `target`, `handoff` | the target's way, and its talk with the restoring runtime |
+//! | `gate` | CRIU's action script, which holds the dump until the verdict |
+//! | `message`, `conversation`, `peers` | what daemons say to each other |
+//! | `context`, `track`, `workspace` | what all of them share |
+//! | `evacuation` | several migrations, in the plan's order |
+//!
+//! **Invariants.** The verdict is one compare-and-set in the source's journal. COMMIT is written only when the target holds
+//! the tasks restored and stopped. The source's tasks stay frozen from then until they are killed. The target's tasks run
+//! only after COMMIT was heard, or when the source's deadline has passed so long ago that it cannot run.
 
+mod context;
+mod conversation;
+mod ending;
+mod error;
+pub mod evacuation;
+pub mod gate;
+mod handoff;
+pub mod message;
+pub mod peers;
 mod phase;
+mod source;
+mod step;
+mod target;
+mod track;
+mod workspace;
 
+use std::sync::Arc;
+
+use tracing::{error, info};
+
+pub use self::context::Context;
+pub use self::conversation::Conversation;
+pub use self::error::{Error, chain};
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
+pub use self::source::{Job, run};
+pub use self::step::Step;
+pub use self::track::{Events, FailAt, Track, unpanicked};
+pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};
+
+/// Takes up every migration that a former daemon did not finish, each in a task of its own.
+///
+/// # Errors
+/// The journal's.
+pub async fn recover(context: &Arc<Context>) -> Result<(), Error> {
+    let journal = Arc::clone(&context.journal);
+    for left in unpanicked(tokio::task::spawn_blocking(move || journal.unfinished()).await)? {
+        info!(migration = left.id, side = %left.side, phase = %left.phase, "taking up a migration that was left unfinished");
+        let context = Arc::clone(context);
+        tokio::spawn(async move {
+            let ended = match left.side {
+                Side::Source => ending::recover(context, &left).await.map(|_| ()),
+                Side::Target => target::recover(context, &left).await,
+            };
+            if let Err(failure) = ended {
+                error!(migration = left.id, error = chain(&failure), "the migration could not be taken up");
+            }
+        });
+    }
+    Ok(())
+}

@@ -54,10 +54,7 @@ impl Phase {
             | (Committed, Running)
             | (Running | Aborted, Cleaned) => true,
             (PreCopy(n), PreCopy(m)) => n.checked_add(1) == Some(m),
-            (
-                Planned | Reserved | Prepared | PreCopy(_) | Frozen | Transferred | Restored,
-                Aborted,
-            ) => true,
+            (Planned | Reserved | Prepared | PreCopy(_) | Frozen | Transferred | Restored, Aborted) => true,
             _ => false,
         }
     }

@@ -1,0 +1,288 @@
+//! This end of the control API.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path as InPath, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::sync::mpsc;
+
+use super::{
+    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, MigrateRequest, MigrationView, Outcome,
+    PlanRequest, Problem, ProblemCode, Status,
+};
+use crate::inventory::{self, Candidate};
+use crate::journal::{Journal, JournalError};
+use crate::migration::evacuation::{self, Question};
+use crate::migration::{Context, Error, Side, chain, unpanicked};
+use crate::orchestrator;
+
+/// Lines of events that wait for a slow reader before it is left behind.
+const LINES: usize = 256;
+
+/// Migrations that `history` shows unless told otherwise.
+const HISTORY: u32 = 50;
+
+/// Serves the control API on a unix socket that only root can open, until the process ends.
+///
+/// # Errors
+/// The socket cannot be made.
+pub async fn serve(context: Arc<Context>, socket: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    axum::serve(listener, router(context)).await
+}
+
+fn router(context: Arc<Context>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/containers", get(containers))
+        .route("/v1/hosts", get(hosts))
+        .route("/v1/plan", post(plan))
+        .route("/v1/migrations", post(migrate))
+        .route("/v1/migrations/{id}", get(migration))
+        .route("/v1/evacuations", post(evacuate))
+        .route("/v1/events", get(events))
+        .route("/v1/history", get(history))
+        .fallback(|| async { Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, "no such path; see /v1/")) })
+        .with_state(context)
+}
+
+/// An answer that is not 2xx.
+struct Failure(StatusCode, Problem);
+
+type Answer<T> = Result<Json<T>, Failure>;
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (status, code) = match &error {
+            Error::Engine(orchestrator::Error::NoContainer { .. }) | Error::UnknownPeer { .. } => {
+                (StatusCode::NOT_FOUND, ProblemCode::NotFound)
+            }
+            Error::Engine(orchestrator::Error::NotRunning { .. }) => (StatusCode::CONFLICT, ProblemCode::Refused),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
+        };
+        Self(status, problem(code, chain(&error)))
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+fn problem(code: ProblemCode, message: impl Into<String>) -> Problem {
+    Problem { code, message: message.into(), advice: None }
+}
+
+/// A request's body; a malformed one is told in the API's own form.
+fn body<T: for<'de> Deserialize<'de>>(bytes: &Bytes) -> Result<T, Failure> {
+    let text: &[u8] = if bytes.is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(text).map_err(|error| {
+        Failure(StatusCode::BAD_REQUEST, problem(ProblemCode::BadRequest, format!("the request is malformed: {error}")))
+    })
+}
+
+async fn status(State(context): State<Arc<Context>>) -> Answer<Status> {
+    let notices = context.notices.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+    Ok(Json(Status {
+        host: context.config.host.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        since: context.since,
+        notices,
+        migrations: read(&context, Journal::unfinished).await?,
+    }))
+}
+
+async fn containers(State(context): State<Arc<Context>>) -> Answer<Vec<ContainerView>> {
+    let view = |candidate: Candidate| ContainerView {
+        priority: candidate.container.priority(),
+        network: candidate.container.network.mode.to_string(),
+        id: candidate.container.id,
+        name: candidate.container.name,
+        image: candidate.container.image.reference,
+        memory_bytes: candidate.memory_bytes,
+        obstacles: candidate.obstacles,
+    };
+    Ok(Json(inventory::containers(&context).await?.into_iter().map(view).collect()))
+}
+
+async fn hosts(State(context): State<Arc<Context>>) -> Answer<Vec<HostView>> {
+    let hosts = inventory::hosts(&context, Vec::new()).await;
+    let views = hosts.into_iter().zip(&context.config.peers).map(|(host, peer)| HostView {
+        name: host.name,
+        address: peer.address.to_string(),
+        state: host.state,
+    });
+    Ok(Json(views.collect()))
+}
+
+async fn plan(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<spothop_policy::Plan> {
+    let PlanRequest { container, to, budget } = body(&bytes)?;
+    Ok(Json(evacuation::plan(&context, &Question { container, to, budget }).await?.plan))
+}
+
+async fn migrate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Accepted> {
+    let MigrateRequest { container, to } = body(&bytes)?;
+    let question = Question { container: Some(container), to, budget: None };
+    let planned = evacuation::plan(&context, &question).await?;
+    if let Some(stay) = planned.plan.stays.first() {
+        let message = format!("container {} cannot be moved: {}", stay.name, stay.reasons().join("; "));
+        return Err(Failure(StatusCode::CONFLICT, problem(ProblemCode::Refused, message)));
+    }
+    let accepted = evacuation::begin(&context, planned, "manual");
+    if accepted.migrations.is_empty() {
+        let message = "the container is already moving; `spothop status` shows how far it is";
+        return Err(Failure(StatusCode::CONFLICT, problem(ProblemCode::Refused, message)));
+    }
+    Ok(Json(accepted))
+}
+
+async fn evacuate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Accepted> {
+    let EvacuateRequest { budget } = body(&bytes)?;
+    let planned = evacuation::plan(&context, &Question { budget, ..Question::default() }).await?;
+    Ok(Json(evacuation::begin(&context, planned, "manual")))
+}
+
+async fn migration(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<MigrationView> {
+    find(&context, &id).await?.map(Json).ok_or_else(|| {
+        let message = format!("no migration {id} is known here; `spothop history` lists them");
+        Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, message))
+    })
+}
+
+#[derive(Deserialize)]
+struct HistoryQuery {
+    limit: Option<u32>,
+}
+
+async fn history(
+    State(context): State<Arc<Context>>,
+    Query(HistoryQuery { limit }): Query<HistoryQuery>,
+) -> Answer<Vec<MigrationView>> {
+    Ok(Json(read(&context, move |journal| journal.history(limit.unwrap_or(HISTORY))).await?))
+}
+
+/// The record of a migration, seen from the source if this host is both ends.
+async fn find(context: &Context, id: &str) -> Result<Option<MigrationView>, JournalError> {
+    let id = id.to_owned();
+    read(context, move |journal| match journal.migration(&id, Side::Source)? {
+        Some(view) => Ok(Some(view)),
+        None => journal.migration(&id, Side::Target),
+    })
+    .await
+}
+
+async fn read<T: Send + 'static>(
+    context: &Context,
+    call: impl FnOnce(&Journal) -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, JournalError> {
+    let journal = Arc::clone(&context.journal);
+    unpanicked(tokio::task::spawn_blocking(move || call(&journal)).await)
+}
+
+/// `migration=ID`, repeated: axum's own `Query` does not take a key twice.
+fn named_migrations(query: Option<&str>) -> BTreeSet<String> {
+    query
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("migration="))
+        .filter(|id| !id.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+async fn events(State(context): State<Arc<Context>>, request: axum::http::Request<Body>) -> Response {
+    let named = named_migrations(request.uri().query());
+    let watched = context.events.watch();
+    let (sender, lines) = mpsc::channel(LINES);
+    tokio::spawn(follow(context, named, watched, sender));
+    let body = stream::unfold(lines, |mut lines| async move {
+        lines.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), lines))
+    });
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
+}
+
+/// Replays what the named migrations have been through, and goes on until all of them are finished; without names, for as
+/// long as anybody reads.
+async fn follow(
+    context: Arc<Context>,
+    named: BTreeSet<String>,
+    mut watched: Receiver<Event>,
+    lines: mpsc::Sender<Bytes>,
+) {
+    let mut waiting = named.clone();
+    for id in &named {
+        // Not there yet: it waits for its turn. An unreadable journal is told by the other requests.
+        let Ok(Some(view)) = find(&context, id).await else { continue };
+        for event in replay(&view) {
+            if matches!(event.what, EventKind::Finished { .. }) {
+                waiting.remove(id);
+            }
+            if lines.send(line(&event)).await.is_err() {
+                return;
+            }
+        }
+    }
+    while named.is_empty() || !waiting.is_empty() {
+        let event = match watched.recv().await {
+            Ok(event) => event,
+            // The reader is slow; what it missed of the phases is in `GET /v1/migrations/{id}`.
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => return,
+        };
+        if !named.is_empty() && !waiting.contains(&event.migration) {
+            continue;
+        }
+        if matches!(event.what, EventKind::Finished { .. }) {
+            waiting.remove(&event.migration);
+        }
+        if lines.send(line(&event)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The events that led to a record, as far as the journal keeps them.
+fn replay(view: &MigrationView) -> Vec<Event> {
+    let event =
+        |at, what| Event { migration: view.id.clone(), side: view.side, container: view.container.clone(), at, what };
+    let mut events: Vec<_> =
+        view.phases.iter().map(|entry| event(entry.at, EventKind::Phase { phase: entry.phase })).collect();
+    if let (true, Some(last)) = (view.phase.is_final(), view.phases.last()) {
+        let outcome = view.outcome.unwrap_or(Outcome::Aborted);
+        events.push(event(last.at, EventKind::Finished { outcome, reason: view.reason.clone() }));
+    }
+    events
+}
+
+fn line(event: &Event) -> Bytes {
+    // An event has no map with keys that are no strings, the only thing that JSON cannot say.
+    let value = serde_json::to_value(event).unwrap_or_else(|_| json!({}));
+    let Value::Object(_) = value else { return Bytes::new() };
+    Bytes::from(format!("{value}\n"))
+}

@@ -1,0 +1,199 @@
+//! The daemon: everything that runs while `spothop.service` is up.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sd_notify::NotifyState;
+use spothop_transfer::{Identity, Listener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use crate::api;
+use crate::capacity::Capacity;
+use crate::config::Config;
+use crate::journal::{self, Journal, JournalError};
+use crate::migration::{self, Context, Events, FailAt, RUNTIME_DIRECTORY, chain, evacuation, peers, unpanicked};
+use crate::notice::aws::{AwsOptions, AwsSource};
+use crate::notice::{NoticeSource as _, aws::AwsSourceError};
+use crate::orchestrator::{self, Docker};
+
+/// systemd makes it (`StateDirectory=`).
+const STATE_DIRECTORY: &str = "/var/lib/spothop";
+
+/// Notices that wait to be heeded: one an instance and action, so never more than a few.
+const NOTICES: usize = 16;
+
+/// Why the daemon cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A directory of ours.
+    #[error("cannot make {path}; the daemon must run as root", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// This host's certificate.
+    #[error("this host's certificate in {path} cannot be used; make it with `spothop cert issue`", path = path.display())]
+    Identity {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: spothop_transfer::certs::Error,
+    },
+    /// The port for peers.
+    #[error(transparent)]
+    Listen(spothop_transfer::Error),
+    /// The container engine.
+    #[error(transparent)]
+    Engine(#[from] orchestrator::Error),
+    /// The container engine is switched off in the configuration.
+    #[error("no container engine is enabled; set [docker] enabled = true in /etc/spothop/config.toml")]
+    NoEngine,
+    /// The source of notices.
+    #[error(transparent)]
+    Notice(#[from] AwsSourceError),
+    /// What was left unfinished.
+    #[error("cannot take up unfinished migrations")]
+    Recover(#[source] migration::Error),
+    /// The control socket.
+    #[error("the control API at {path} failed", path = path.display())]
+    Control {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The system.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or its control socket failed.
+pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
+    let context = Arc::new(prepare(config).await?);
+    let mut stop =
+        signal(SignalKind::terminate()).map_err(|source| DaemonError::System { action: "wait for SIGTERM", source })?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|source| DaemonError::System { action: "wait for SIGINT", source })?;
+    let listener = Listener::bind(&context.config.host.listen.to_string(), &context.identity)
+        .await
+        .map_err(DaemonError::Listen)?;
+    migration::recover(&context).await.map_err(DaemonError::Recover)?;
+    tokio::spawn(peers::listen(Arc::clone(&context), listener));
+    watch_notices(&context)?;
+    let control = api::serve(Arc::clone(&context), socket);
+    tell_systemd(&[NotifyState::Ready]);
+    tokio::spawn(feed_watchdog());
+    info!(host = context.config.host.name, peers = context.config.peers.len(), "ready");
+    tokio::select! {
+        ended = control => ended.map_err(|source| DaemonError::Control { path: socket.to_owned(), source })?,
+        _ = stop.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tell_systemd(&[NotifyState::Stopping]);
+    info!("stopping; unfinished migrations are taken up by the next start");
+    Ok(())
+}
+
+async fn prepare(config: Config) -> Result<Context, DaemonError> {
+    if !config.docker.enabled {
+        return Err(DaemonError::NoEngine);
+    }
+    let (runtime, state) = (PathBuf::from(RUNTIME_DIRECTORY), PathBuf::from(STATE_DIRECTORY));
+    for directory in [&runtime, &state] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|source| DaemonError::Directory { path: directory.clone(), source })?;
+    }
+    let identity = Identity::load(&config.tls.dir)
+        .map_err(|source| DaemonError::Identity { path: config.tls.dir.clone(), source })?;
+    if identity.name() != config.host.name {
+        warn!(
+            certificate = identity.name(),
+            host = config.host.name,
+            "the certificate is for another name than [host] name; peers will refuse it"
+        );
+    }
+    let journal_path = PathBuf::from(journal::DEFAULT_PATH);
+    let journal = Arc::new(Journal::open(&journal_path)?);
+    let engine = Arc::new(Docker::connect(&config.docker.socket).await?);
+    let (criu, reserve, scratch) = (config.criu.clone(), config.limits.memory_reserve, runtime.clone());
+    let probe = spawn_blocking(move || Capacity::probe(&criu.criu, &criu.runc, &scratch, reserve));
+    let capacity = unpanicked(probe.await);
+    for missing in capacity.features().missing() {
+        warn!(%missing, "containers cannot be moved from or to this host");
+    }
+    let program =
+        std::env::current_exe().map_err(|source| DaemonError::System { action: "find this very program", source })?;
+    Ok(Context {
+        config,
+        journal,
+        journal_path,
+        engine,
+        identity,
+        events: Events::default(),
+        capacity,
+        runtime,
+        state,
+        program,
+        since: Timestamp::now(),
+        notices: Mutex::new(BTreeMap::new()),
+        moving: Mutex::new(HashSet::new()),
+        fail_at: FailAt::from_environment(),
+    })
+}
+
+/// Starts every source of notices, and what heeds them.
+fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
+    let (sender, events) = mpsc::channel(NOTICES);
+    let aws = &context.config.notice.aws;
+    if aws.enabled {
+        let source = AwsSource::new(AwsOptions {
+            endpoints: aws.endpoints.clone(),
+            poll_interval: aws.poll_interval,
+            ..AwsOptions::default()
+        })?;
+        tokio::spawn(Box::new(source).run(sender));
+    }
+    tokio::spawn(evacuation::heed(Arc::clone(context), events));
+    Ok(())
+}
+
+/// Not under systemd there is nobody to tell, which is no failure.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(error = chain(&error), "systemd was not told");
+    }
+}
+
+/// Says twice per `WatchdogSec=` that the daemon lives. A daemon whose reactor hangs does not say it.
+async fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval((limit / 2).max(Duration::from_millis(100)));
+    loop {
+        ticks.tick().await;
+        tell_systemd(&[NotifyState::Watchdog]);
+    }
+}

@@ -1,0 +1,160 @@
+//! Who is there: the containers of this host and the facts of the others, as the planner takes them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use spothop_criu::{obstacles, tasks};
+use spothop_policy::{Facts, Host, HostState};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::migration::message::{Answer, Probe, Request};
+use crate::migration::{Context, Error, chain, unpanicked};
+use crate::orchestrator::{Container, Image, Mode, Network};
+
+/// A host that does not answer within this time is of no use in an emergency of 120 seconds.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// A running container with all that speaks for and against moving it.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// As the engine has it.
+    pub container: Container,
+    /// Its first process, in the host's pid namespace.
+    pub init_pid: i32,
+    /// Memory of all its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// Its writable layer and its volumes, in bytes.
+    pub disk_bytes: u64,
+    /// The networks that a target must have.
+    pub networks: Vec<spothop_policy::Network>,
+    /// Why it cannot be moved, by its settings or by what its processes do; empty when it can.
+    pub obstacles: Vec<String>,
+}
+
+impl Candidate {
+    /// Looks at a container's processes and files. Blocks.
+    #[must_use]
+    fn look(container: Container, networks: &[Network]) -> Self {
+        let mut reasons: Vec<String> = container.obstacles.iter().map(ToString::to_string).collect();
+        // Pids are below 2^22 on Linux.
+        let init_pid = i32::try_from(container.init_pid).unwrap_or(i32::MAX);
+        match obstacles::obstacles(init_pid) {
+            Ok(found) => reasons.extend(found.into_iter().map(|o| format!("{} (pid {}, {})", o.reason, o.pid, o.comm))),
+            Err(error) => reasons.push(format!("its processes cannot be looked at: {error}")),
+        }
+        let volumes = container.volumes.iter().map(|volume| &volume.path);
+        Self {
+            memory_bytes: tasks::memory(init_pid).map_or(0, |memory| memory.pss_bytes),
+            disk_bytes: container.upper_dir.iter().chain(volumes).map(|path| tree_bytes(path)).sum(),
+            init_pid,
+            networks: networks
+                .iter()
+                .filter(|network| container.network.networks().any(|name| name == network.name))
+                .map(for_policy)
+                .collect(),
+            obstacles: reasons,
+            container,
+        }
+    }
+
+    /// As the planner takes it.
+    #[must_use]
+    pub fn for_policy(&self) -> spothop_policy::Container {
+        let Container { id, name, image, network, .. } = &self.container;
+        let identity = match network.mode {
+            Mode::KeepIp => spothop_policy::NetworkIdentity::KeepIp,
+            Mode::NewIp => spothop_policy::NetworkIdentity::NewIp,
+            Mode::Host => spothop_policy::NetworkIdentity::Host,
+            Mode::None => spothop_policy::NetworkIdentity::None,
+        };
+        spothop_policy::Container {
+            id: id.clone(),
+            name: name.clone(),
+            priority: self.container.priority(),
+            memory_bytes: self.memory_bytes,
+            // CRIU's images lie in memory until they are restored.
+            staging_bytes: self.memory_bytes,
+            disk_bytes: self.disk_bytes,
+            architecture: image.architecture.clone(),
+            image: image.id.clone(),
+            image_bytes: image.size,
+            identity,
+            networks: self.networks.clone(),
+            obstacles: self.obstacles.clone(),
+        }
+    }
+}
+
+/// All running containers of this host, by name.
+///
+/// # Errors
+/// The engine's.
+pub async fn containers(context: &Context) -> Result<Vec<Candidate>, Error> {
+    let (containers, networks) = tokio::try_join!(context.engine.list(), context.engine.networks())?;
+    let looked =
+        spawn_blocking(move || containers.into_iter().map(|container| Candidate::look(container, &networks)).collect());
+    Ok(unpanicked(looked.await))
+}
+
+/// One running container, by name, id or unambiguous start of an id.
+///
+/// # Errors
+/// There is none, or the engine failed.
+pub async fn container(context: &Context, name: &str) -> Result<Candidate, Error> {
+    let (container, networks) = tokio::try_join!(context.engine.inspect(name), context.engine.networks())?;
+    Ok(unpanicked(spawn_blocking(move || Candidate::look(container, &networks)).await))
+}
+
+/// Asks all peers at once what they are and whether they could take containers with these images.
+pub async fn hosts(context: &Arc<Context>, images: Vec<Image>) -> Vec<Host> {
+    let probe = Probe { cpuinfo: context.capacity.cpuinfo(), images };
+    join_all(context.config.peers.iter().map(|peer| {
+        let probe = probe.clone();
+        async move {
+            let asked = timeout(PROBE, ask(context, &peer.name, probe)).await;
+            let state = match asked.unwrap_or(Err(Error::TimedOut { step: "the probe", limit: PROBE })) {
+                Ok(facts) => HostState::Reachable(facts),
+                Err(failure) => HostState::Unreachable { reason: chain(&failure) },
+            };
+            Host { name: peer.name.clone(), state }
+        }
+    }))
+    .await
+}
+
+async fn ask(context: &Context, peer: &str, probe: Probe) -> Result<Facts, Error> {
+    let mut conversation = context.connect(peer, 1).await?;
+    let answer = conversation.ask(&Request::Probe(Box::new(probe)), "the probe", PROBE).await?;
+    let Answer::Facts(facts) = answer else { return Err(conversation.out_of_turn("the probe")) };
+    // It has answered; how it says goodbye does not matter.
+    let _ = conversation.close().await;
+    Ok(*facts)
+}
+
+/// A network as the planner takes it.
+#[must_use]
+pub fn for_policy(network: &Network) -> spothop_policy::Network {
+    spothop_policy::Network {
+        name: network.name.clone(),
+        driver: network.driver.clone(),
+        subnets: network.subnets.clone(),
+    }
+}
+
+/// What a tree takes on disk, in bytes. Entries that vanish or cannot be read count nothing: this is an estimate.
+fn tree_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(entries) = directory.read_dir() else { return 0 };
+    entries
+        .flatten()
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
+        .map(|(path, about)| {
+            // `st_blocks` counts 512 bytes whatever the filesystem's block size (stat(2)).
+            let own = about.blocks() * 512;
+            if about.is_dir() { own + tree_bytes(&path) } else { own }
+        })
+        .sum()
+}

@@ -1,0 +1,526 @@
+//! The journal: what was decided and what was done, durable before anybody acts on it.
+//!
+//! SQLite, because several processes share it (the daemon, CRIU's action script) and an operator can read it with
+//! `sqlite3 /var/lib/spothop/journal.db`. WAL with `synchronous=FULL`: a call that returned is on disk. All calls block
+//! for an fsync (milliseconds); async callers go through `spawn_blocking`.
+
+mod schema;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+
+use crate::api::{MigrationView, Outcome, PhaseEntry};
+use crate::migration::{Phase, Side, Step, Verdict};
+
+/// Where the daemon keeps it.
+pub const DEFAULT_PATH: &str = "/var/lib/spothop/journal.db";
+
+/// A migration as it enters the journal, in [`Phase::Planned`].
+#[derive(Debug, Clone)]
+pub struct NewMigration {
+    /// UUIDv7, the same on both sides.
+    pub id: String,
+    /// Which end this host is.
+    pub side: Side,
+    /// The engine's id of the container on this host; empty if it has none yet.
+    pub container_id: String,
+    /// Its name.
+    pub container: String,
+    /// The other host's name.
+    pub peer: String,
+    /// A notice's id, or `manual`.
+    pub cause: String,
+    /// When the source host is taken away, if it is.
+    pub deadline: Option<Timestamp>,
+}
+
+/// A side effect in the journal; [`Journal::settled`] takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepId(i64);
+
+/// Why the journal could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The database failed: full disk, bad permissions, damage.
+    #[error("the journal {path} failed while it {doing}; check its disk and permissions", path = path.display())]
+    Database {
+        /// The database's file.
+        path: PathBuf,
+        /// What was going on.
+        doing: &'static str,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// Its directory cannot be made.
+    #[error("the journal's directory {path} cannot be made", path = path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// It was written by a newer spothop.
+    #[error("the journal {path} has schema {found}, this spothop knows up to {known}; install the newer version again", path = path.display())]
+    TooNew {
+        /// The database's file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// No such migration on this side.
+    #[error("the journal knows no migration {id} with this host as {side}")]
+    Unknown {
+        /// The migration.
+        id: String,
+        /// The side asked for.
+        side: Side,
+    },
+    /// The protocol forbids this order.
+    #[error("migration {id} ({side}) is {before}, so it cannot become {after}")]
+    IllegalOrder {
+        /// The migration.
+        id: String,
+        /// Which side.
+        side: Side,
+        /// Where it is.
+        before: Phase,
+        /// Where it was to go.
+        after: Phase,
+    },
+    /// A record that this version cannot read.
+    #[error("the journal's record of migration {id} has an unreadable {field}: `{value}`")]
+    Unreadable {
+        /// The migration.
+        id: String,
+        /// Which column.
+        field: &'static str,
+        /// What stands there.
+        value: String,
+    },
+}
+
+/// The open journal. Cheap calls, one at a time; share it in an `Arc`.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Journal {
+    /// Opens the journal, making it (and its directory, mode 0700) if there is none.
+    ///
+    /// # Errors
+    /// The directory or database cannot be made or read, or comes from a newer version.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        if let Some(directory) = path.parent() {
+            use std::os::unix::fs::DirBuilderExt as _;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(|source| JournalError::Directory { path: directory.to_owned(), source })?;
+        }
+        Ok(Self { path: path.to_owned(), connection: Mutex::new(schema::open(path)?) })
+    }
+
+    /// Writes down a new migration in [`Phase::Planned`]. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn begin(&self, new: &NewMigration, at: Timestamp) -> Result<(), JournalError> {
+        self.transact("began a migration", |tx| {
+            let added = tx.execute(
+                "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+                params![
+                    new.id,
+                    new.side.to_string(),
+                    new.container_id,
+                    new.container,
+                    new.peer,
+                    new.cause,
+                    new.deadline.map(|deadline| deadline.to_string()),
+                    Phase::Planned.to_string()
+                ],
+            )?;
+            if added == 1 {
+                note_phase(tx, &new.id, new.side, Phase::Planned, at)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Records that a phase was entered.
+    ///
+    /// # Errors
+    /// The migration is unknown, the order is illegal, or the database failed. [`Phase::Committed`] and
+    /// [`Phase::Aborted`] are entered by [`Journal::decide`] alone.
+    pub fn enter(&self, id: &str, side: Side, phase: Phase, at: Timestamp) -> Result<(), JournalError> {
+        self.transact("entered a phase", |tx| {
+            let Some((before, _)) = state(tx, id, side)? else { return Ok(Err(unknown(id, side))) };
+            let before = match parse_phase(id, &before) {
+                Ok(before) => before,
+                Err(error) => return Ok(Err(error)),
+            };
+            if before == phase {
+                return Ok(Ok(()));
+            }
+            if matches!(phase, Phase::Committed | Phase::Aborted) || !phase.may_follow(before) {
+                return Ok(Err(JournalError::IllegalOrder { id: id.to_owned(), side, before, after: phase }));
+            }
+            note_phase(tx, id, side, phase, at)?;
+            Ok(Ok(()))
+        })?
+    }
+
+    /// The compare-and-set: writes `wanted` if nothing is decided yet, and returns the verdict that stands.
+    ///
+    /// It is on disk when this returns. COMMIT is taken only in [`Phase::Restored`].
+    ///
+    /// # Errors
+    /// The migration is unknown, COMMIT comes too early, or the database failed: then nothing is decided.
+    pub fn decide(
+        &self,
+        id: &str,
+        side: Side,
+        wanted: Verdict,
+        reason: Option<&str>,
+        at: Timestamp,
+    ) -> Result<Verdict, JournalError> {
+        self.transact("decided", |tx| {
+            let Some((before, verdict)) = state(tx, id, side)? else { return Ok(Err(unknown(id, side))) };
+            if let Some(verdict) = verdict {
+                return Ok(parse_verdict(id, &verdict));
+            }
+            let before = match parse_phase(id, &before) {
+                Ok(before) => before,
+                Err(error) => return Ok(Err(error)),
+            };
+            let after = match wanted {
+                Verdict::Commit => Phase::Committed,
+                Verdict::Abort => Phase::Aborted,
+            };
+            if !after.may_follow(before) {
+                return Ok(Err(JournalError::IllegalOrder { id: id.to_owned(), side, before, after }));
+            }
+            tx.execute(
+                "UPDATE migration SET verdict = ?3, reason = ?4 WHERE id = ?1 AND side = ?2 AND verdict IS NULL",
+                params![id, side.to_string(), wanted.to_string(), reason],
+            )?;
+            note_phase(tx, id, side, after, at)?;
+            Ok(Ok(wanted))
+        })?
+    }
+
+    /// What was decided, if anything was.
+    ///
+    /// # Errors
+    /// The migration is unknown, or the database failed.
+    pub fn verdict(&self, id: &str, side: Side) -> Result<Option<Verdict>, JournalError> {
+        let Some((_, verdict)) = self.read("read a verdict", |c| state(c, id, side))? else {
+            return Err(unknown(id, side));
+        };
+        verdict.map(|verdict| parse_verdict(id, &verdict)).transpose()
+    }
+
+    /// Writes down a side effect before it is done.
+    ///
+    /// # Errors
+    /// The database failed; then the side effect must not be done.
+    pub fn intend(&self, id: &str, side: Side, step: &Step, at: Timestamp) -> Result<StepId, JournalError> {
+        self.transact("wrote an intent", |tx| {
+            tx.execute(
+                "INSERT INTO step (migration, side, step, intended_at) VALUES (?1, ?2, ?3, ?4)",
+                params![id, side.to_string(), step.to_json(), at.to_string()],
+            )?;
+            Ok(StepId(tx.last_insert_rowid()))
+        })
+    }
+
+    /// Records that a side effect needs no undo any more: undone, or made permanent.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn settled(&self, step: StepId, at: Timestamp) -> Result<(), JournalError> {
+        self.transact("settled a step", |tx| {
+            tx.execute("UPDATE step SET settled_at = ?2 WHERE number = ?1", params![step.0, at.to_string()])?;
+            Ok(())
+        })
+    }
+
+    /// The side effects of a migration that may still have to be undone, the latest first.
+    ///
+    /// # Errors
+    /// The database failed, or a step comes from another version.
+    pub fn unsettled(&self, id: &str, side: Side) -> Result<Vec<(StepId, Step)>, JournalError> {
+        let rows: Vec<(i64, String)> = self.read("read its steps", |c| {
+            c.prepare_cached(
+                "SELECT number, step FROM step
+                 WHERE migration = ?1 AND side = ?2 AND settled_at IS NULL ORDER BY number DESC",
+            )?
+            .query_map(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect()
+        })?;
+        rows.into_iter()
+            .map(|(number, json)| match Step::from_json(&json) {
+                Ok(step) => Ok((StepId(number), step)),
+                Err(_) => Err(JournalError::Unreadable { id: id.to_owned(), field: "step", value: json }),
+            })
+            .collect()
+    }
+
+    /// Adds to the bytes a migration has sent (or received).
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn count_bytes(&self, id: &str, side: Side, raw: u64, wire: u64) -> Result<(), JournalError> {
+        self.transact("counted bytes", |tx| {
+            tx.execute(
+                "UPDATE migration SET bytes_sent = bytes_sent + ?3, bytes_on_wire = bytes_on_wire + ?4
+                 WHERE id = ?1 AND side = ?2",
+                params![id, side.to_string(), signed(raw), signed(wire)],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Volumes that hold only old copies here: their container took them to another host.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn departed_volumes(&self) -> Result<Vec<String>, JournalError> {
+        self.read("read the departed volumes", |c| {
+            c.prepare_cached("SELECT name FROM departed_volume ORDER BY name")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// Records that a migration took these volumes to another host.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn volumes_departed(&self, id: &str, names: &[String]) -> Result<(), JournalError> {
+        self.transact("recorded departed volumes", |tx| {
+            for name in names {
+                tx.execute("INSERT OR REPLACE INTO departed_volume (name, migration) VALUES (?1, ?2)", [name, id])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Records that these volumes are in use here again.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn volumes_arrived(&self, names: &[String]) -> Result<(), JournalError> {
+        self.transact("recorded arrived volumes", |tx| {
+            for name in names {
+                tx.execute("DELETE FROM departed_volume WHERE name = ?1", [name])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// One migration.
+    ///
+    /// # Errors
+    /// It is unknown, the database failed, or the record is unreadable.
+    pub fn record(&self, id: &str, side: Side) -> Result<MigrationView, JournalError> {
+        self.migration(id, side)?.ok_or_else(|| unknown(id, side))
+    }
+
+    /// One migration, if it is known.
+    ///
+    /// # Errors
+    /// The database failed, or the record is unreadable.
+    pub fn migration(&self, id: &str, side: Side) -> Result<Option<MigrationView>, JournalError> {
+        Ok(self.select("WHERE id = ?1 AND side = ?2", params![id, side.to_string()])?.pop())
+    }
+
+    /// The newest migrations, newest first, both sides.
+    ///
+    /// # Errors
+    /// The database failed, or a record is unreadable.
+    pub fn history(&self, limit: u32) -> Result<Vec<MigrationView>, JournalError> {
+        self.select("ORDER BY number DESC LIMIT ?1", params![limit])
+    }
+
+    /// Migrations that are not [`Phase::Cleaned`], oldest first.
+    ///
+    /// # Errors
+    /// The database failed, or a record is unreadable.
+    pub fn unfinished(&self) -> Result<Vec<MigrationView>, JournalError> {
+        self.select("WHERE phase <> ?1 ORDER BY number", params![Phase::Cleaned.to_string()])
+    }
+
+    fn select(&self, which: &str, values: impl rusqlite::Params) -> Result<Vec<MigrationView>, JournalError> {
+        let sql = format!(
+            "SELECT id, side, container_id, container, peer, cause, deadline, phase, verdict, reason, bytes_sent,
+                    bytes_on_wire,
+                    (SELECT json_group_array(json_array(phase, at)) FROM
+                     (SELECT phase, at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side ORDER BY e.number))
+             FROM migration m {which}"
+        );
+        let raw: Vec<RawMigration> =
+            self.read("read migrations", |c| c.prepare_cached(&sql)?.query_map(values, RawMigration::read)?.collect())?;
+        raw.into_iter().map(RawMigration::parse).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic while the lock was held rolled its transaction back: the connection is as good as before.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read<T>(
+        &self,
+        doing: &'static str,
+        run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        run(&self.lock()).map_err(|source| JournalError::Database { path: self.path.clone(), doing, source })
+    }
+
+    fn transact<T>(
+        &self,
+        doing: &'static str,
+        run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        // IMMEDIATE takes the write lock at once, so that a compare-and-set reads what it is about to change.
+        let mut connection = self.lock();
+        connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .and_then(|tx| {
+                let value = run(&tx)?;
+                tx.commit()?;
+                Ok(value)
+            })
+            .map_err(|source| JournalError::Database { path: self.path.clone(), doing, source })
+    }
+}
+
+/// Phase and verdict as they stand.
+fn state(c: &Connection, id: &str, side: Side) -> rusqlite::Result<Option<(String, Option<String>)>> {
+    c.prepare_cached("SELECT phase, verdict FROM migration WHERE id = ?1 AND side = ?2")?
+        .query_row(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()
+}
+
+fn note_phase(tx: &Transaction<'_>, id: &str, side: Side, phase: Phase, at: Timestamp) -> rusqlite::Result<()> {
+    tx.execute(
+        "UPDATE migration SET phase = ?3 WHERE id = ?1 AND side = ?2",
+        params![id, side.to_string(), phase.to_string()],
+    )?;
+    tx.execute(
+        "INSERT INTO phase_entry (migration, side, phase, at) VALUES (?1, ?2, ?3, ?4)",
+        params![id, side.to_string(), phase.to_string(), at.to_string()],
+    )?;
+    Ok(())
+}
+
+/// SQLite's integers are signed; no count of bytes reaches their end.
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn unknown(id: &str, side: Side) -> JournalError {
+    JournalError::Unknown { id: id.to_owned(), side }
+}
+
+fn unreadable(id: &str, field: &'static str, value: &str) -> JournalError {
+    JournalError::Unreadable { id: id.to_owned(), field, value: value.to_owned() }
+}
+
+fn parse_phase(id: &str, word: &str) -> Result<Phase, JournalError> {
+    word.parse().map_err(|_| unreadable(id, "phase", word))
+}
+
+fn parse_verdict(id: &str, word: &str) -> Result<Verdict, JournalError> {
+    [Verdict::Commit, Verdict::Abort]
+        .into_iter()
+        .find(|verdict| verdict.to_string() == word)
+        .ok_or_else(|| unreadable(id, "verdict", word))
+}
+
+fn parse_time(id: &str, field: &'static str, text: &str) -> Result<Timestamp, JournalError> {
+    text.parse().map_err(|_| unreadable(id, field, text))
+}
+
+/// A row before its words are understood.
+struct RawMigration {
+    id: String,
+    side: String,
+    container_id: String,
+    container: String,
+    peer: String,
+    cause: String,
+    deadline: Option<String>,
+    phase: String,
+    verdict: Option<String>,
+    reason: Option<String>,
+    bytes_sent: i64,
+    bytes_on_wire: i64,
+    phases: String,
+}
+
+impl RawMigration {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            side: row.get(1)?,
+            container_id: row.get(2)?,
+            container: row.get(3)?,
+            peer: row.get(4)?,
+            cause: row.get(5)?,
+            deadline: row.get(6)?,
+            phase: row.get(7)?,
+            verdict: row.get(8)?,
+            reason: row.get(9)?,
+            bytes_sent: row.get(10)?,
+            bytes_on_wire: row.get(11)?,
+            phases: row.get(12)?,
+        })
+    }
+
+    fn parse(self) -> Result<MigrationView, JournalError> {
+        let id = &self.id;
+        let side = [Side::Source, Side::Target]
+            .into_iter()
+            .find(|side| side.to_string() == self.side)
+            .ok_or_else(|| unreadable(id, "side", &self.side))?;
+        let entries: Vec<(String, String)> =
+            serde_json::from_str(&self.phases).map_err(|_| unreadable(id, "phases", &self.phases))?;
+        let phases = entries
+            .iter()
+            .map(|(phase, at)| Ok(PhaseEntry { phase: parse_phase(id, phase)?, at: parse_time(id, "time", at)? }))
+            .collect::<Result<Vec<_>, JournalError>>()?;
+        let verdict = self.verdict.as_deref().map(|word| parse_verdict(id, word)).transpose()?;
+        let outcome = match verdict {
+            Some(Verdict::Abort) => Some(Outcome::Aborted),
+            Some(Verdict::Commit) if phases.iter().any(|entry| entry.phase == Phase::Running) => Some(Outcome::Moved),
+            Some(Verdict::Commit) | None => None,
+        };
+        Ok(MigrationView {
+            side,
+            deadline: self.deadline.as_deref().map(|at| parse_time(id, "deadline", at)).transpose()?,
+            phase: parse_phase(id, &self.phase)?,
+            outcome,
+            phases,
+            bytes_sent: self.bytes_sent.unsigned_abs(),
+            bytes_on_wire: self.bytes_on_wire.unsigned_abs(),
+            container_id: self.container_id,
+            container: self.container,
+            peer: self.peer,
+            cause: self.cause,
+            reason: self.reason,
+            id: self.id,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

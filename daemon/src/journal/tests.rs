@@ -1,0 +1,146 @@
+use super::*;
+use crate::orchestrator::RestartPolicy;
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_700_000_000 + second).unwrap()
+}
+
+fn journal() -> (tempfile::TempDir, Journal) {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = Journal::open(&directory.path().join("state/journal.db")).unwrap();
+    (directory, journal)
+}
+
+fn begin(journal: &Journal, side: Side) {
+    let new = NewMigration {
+        id: "m1".into(),
+        side,
+        container_id: "c0ffee".into(),
+        container: "redis".into(),
+        peer: "b".into(),
+        cause: "manual".into(),
+        deadline: Some(at(120)),
+    };
+    journal.begin(&new, at(0)).unwrap();
+}
+
+fn walk(journal: &Journal, phases: &[Phase]) {
+    for (i, &phase) in phases.iter().enumerate() {
+        journal.enter("m1", Side::Source, phase, at(i64::try_from(i).unwrap() + 1)).unwrap();
+    }
+}
+
+const TO_RESTORED: [Phase; 5] = [Phase::Reserved, Phase::Prepared, Phase::Frozen, Phase::Transferred, Phase::Restored];
+
+#[test]
+fn the_first_verdict_stands_whoever_asks_and_however_often() {
+    let (directory, journal) = journal();
+    begin(&journal, Side::Source);
+    walk(&journal, &TO_RESTORED);
+    let hook = Journal::open(&directory.path().join("state/journal.db")).unwrap();
+    assert_eq!(hook.verdict("m1", Side::Source).unwrap(), None);
+    let decide = |j: &Journal, wanted| j.decide("m1", Side::Source, wanted, None, at(9)).unwrap();
+    assert_eq!(decide(&journal, Verdict::Commit), Verdict::Commit);
+    assert_eq!(decide(&hook, Verdict::Abort), Verdict::Commit);
+    assert_eq!(decide(&journal, Verdict::Abort), Verdict::Commit);
+    assert_eq!(hook.verdict("m1", Side::Source).unwrap(), Some(Verdict::Commit));
+    assert_eq!(journal.migration("m1", Side::Source).unwrap().unwrap().phase, Phase::Committed);
+}
+
+#[test]
+fn of_two_racing_deciders_exactly_one_wins() {
+    for _ in 0..20 {
+        let (directory, journal) = journal();
+        begin(&journal, Side::Source);
+        walk(&journal, &TO_RESTORED);
+        let path = directory.path().join("state/journal.db");
+        let barrier = std::sync::Barrier::new(2);
+        let race = |wanted| {
+            let journal = Journal::open(&path).unwrap();
+            barrier.wait();
+            journal.decide("m1", Side::Source, wanted, None, at(9)).unwrap()
+        };
+        let (one, other) = std::thread::scope(|scope| {
+            let commit = scope.spawn(|| race(Verdict::Commit));
+            let abort = scope.spawn(|| race(Verdict::Abort));
+            (commit.join().unwrap(), abort.join().unwrap())
+        });
+        assert_eq!(one, other);
+        assert_eq!(journal.verdict("m1", Side::Source).unwrap(), Some(one));
+    }
+}
+
+#[test]
+fn commit_is_refused_before_the_target_has_restored() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    walk(&journal, &TO_RESTORED[..4]);
+    let refused = journal.decide("m1", Side::Source, Verdict::Commit, None, at(9));
+    assert!(matches!(refused, Err(JournalError::IllegalOrder { before: Phase::Transferred, .. })));
+    assert_eq!(journal.verdict("m1", Side::Source).unwrap(), None);
+}
+
+#[test]
+fn phases_keep_their_order_and_their_times() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    begin(&journal, Side::Source);
+    let skipped = journal.enter("m1", Side::Source, Phase::Frozen, at(1));
+    assert!(matches!(skipped, Err(JournalError::IllegalOrder { .. })));
+    let by_hand = journal.enter("m1", Side::Source, Phase::Aborted, at(1));
+    assert!(matches!(by_hand, Err(JournalError::IllegalOrder { .. })));
+    walk(&journal, &TO_RESTORED[..3]);
+    journal.decide("m1", Side::Source, Verdict::Abort, Some("target lost"), at(7)).unwrap();
+    journal.enter("m1", Side::Source, Phase::Cleaned, at(8)).unwrap();
+    let view = journal.migration("m1", Side::Source).unwrap().unwrap();
+    assert_eq!(view.outcome, Some(Outcome::Aborted));
+    assert_eq!(view.reason.as_deref(), Some("target lost"));
+    assert_eq!(view.deadline, Some(at(120)));
+    let seen: Vec<_> = view.phases.iter().map(|entry| (entry.phase, entry.at)).collect();
+    let expected = [
+        (Phase::Planned, at(0)),
+        (Phase::Reserved, at(1)),
+        (Phase::Prepared, at(2)),
+        (Phase::Frozen, at(3)),
+        (Phase::Aborted, at(7)),
+        (Phase::Cleaned, at(8)),
+    ];
+    assert_eq!(seen, expected);
+    assert!(journal.unfinished().unwrap().is_empty());
+}
+
+#[test]
+fn both_sides_of_a_migration_to_oneself_are_kept_apart() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    begin(&journal, Side::Target);
+    journal.decide("m1", Side::Target, Verdict::Abort, None, at(1)).unwrap();
+    assert_eq!(journal.verdict("m1", Side::Source).unwrap(), None);
+    assert_eq!(journal.history(10).unwrap().len(), 2);
+}
+
+#[test]
+fn unsettled_steps_come_back_latest_first() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    let policy = RestartPolicy { name: "always".into(), maximum_retries: 0 };
+    let steps = [Step::HoldRestarts { container: "c0ffee".into(), policy }, Step::Freeze { init_pid: 7 }];
+    let ids: Vec<_> = steps.iter().map(|step| journal.intend("m1", Side::Source, step, at(1)).unwrap()).collect();
+    assert_eq!(
+        journal.unsettled("m1", Side::Source).unwrap(),
+        [(ids[1], steps[1].clone()), (ids[0], steps[0].clone())]
+    );
+    journal.settled(ids[1], at(2)).unwrap();
+    assert_eq!(journal.unsettled("m1", Side::Source).unwrap(), [(ids[0], steps[0].clone())]);
+}
+
+#[test]
+fn an_unknown_migration_and_a_newer_schema_are_named() {
+    let (directory, journal) = journal();
+    let unknown = journal.enter("nope", Side::Target, Phase::Reserved, at(0)).unwrap_err();
+    assert_eq!(unknown.to_string(), "the journal knows no migration nope with this host as target");
+    let path = directory.path().join("state/journal.db");
+    drop(journal);
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    assert!(matches!(Journal::open(&path), Err(JournalError::TooNew { found: 99, .. })));
+}

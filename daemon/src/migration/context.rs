@@ -1,0 +1,92 @@
+//! What every migration on this host shares.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use spothop_transfer::Identity;
+
+use super::track::{Events, FailAt, Track, unpanicked};
+use super::{Conversation, Error, Side, Workspace};
+use crate::capacity::Capacity;
+use crate::config::Config;
+use crate::journal::{Journal, NewMigration};
+use crate::notice::Notice;
+use crate::orchestrator::Orchestrator;
+
+/// The daemon's state, shared by all of its tasks.
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// The journal.
+    pub journal: Arc<Journal>,
+    /// Where the journal is, for CRIU's action script.
+    pub journal_path: PathBuf,
+    /// The container engine.
+    pub engine: Arc<dyn Orchestrator>,
+    /// This host's certificate.
+    pub identity: Identity,
+    /// Where migrations announce themselves.
+    pub events: Events,
+    /// What this host can do and what room it has.
+    pub capacity: Capacity,
+    /// `/run/spothop`.
+    pub runtime: PathBuf,
+    /// `/var/lib/spothop`.
+    pub state: PathBuf,
+    /// This very program, which is also CRIU's action script.
+    pub program: PathBuf,
+    /// When the daemon started.
+    pub since: Timestamp,
+    /// The notices in force, by id.
+    pub notices: Mutex<BTreeMap<String, Notice>>,
+    /// Ids of the containers that are on their way.
+    pub moving: Mutex<HashSet<String>>,
+    /// A failure to inject, for tests.
+    pub fail_at: Option<FailAt>,
+}
+
+impl Context {
+    /// Opens a conversation with a peer of the configuration.
+    ///
+    /// # Errors
+    /// It is not in the configuration, or cannot be reached.
+    pub async fn connect(&self, peer: &str, data_connections: usize) -> Result<Conversation, Error> {
+        let known = self.config.peer(peer).ok_or_else(|| Error::UnknownPeer { peer: peer.to_owned() })?;
+        let session =
+            spothop_transfer::connect(&known.address.to_string(), peer, &self.identity, data_connections).await?;
+        Ok(Conversation::new(session))
+    }
+
+    /// Enters a migration into the journal and returns the handle on it.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn begin(&self, new: NewMigration) -> Result<Track, Error> {
+        let journal = Arc::clone(&self.journal);
+        let track = self.track(&new.id, new.side, &new.container);
+        unpanicked(tokio::task::spawn_blocking(move || journal.begin(&new, Timestamp::now())).await)?;
+        track.announce_planned();
+        Ok(track)
+    }
+
+    /// The handle on a migration that the journal knows.
+    #[must_use]
+    pub fn track(&self, id: &str, side: Side, container: &str) -> Track {
+        Track::new(id, side, container, Arc::clone(&self.journal), self.events.clone(), self.fail_at)
+    }
+
+    /// The directory of a migration on this host.
+    #[must_use]
+    pub fn workspace(&self, side: Side, migration: &str) -> Workspace {
+        Workspace::of(&self.runtime, side, migration)
+    }
+
+    /// The notice that takes this host away soonest, if one is in force.
+    #[must_use]
+    pub fn notice(&self) -> Option<Notice> {
+        let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.values().min_by_key(|notice| notice.deadline).cloned()
+    }
+}

@@ -1,0 +1,173 @@
+//! Why a migration fails.
+
+use std::time::Duration;
+
+use super::Phase;
+use super::gate::GateError;
+use super::workspace::WorkspaceError;
+use crate::journal::JournalError;
+use crate::{files, orchestrator};
+
+/// Why a migration did not happen. Before COMMIT each of these leaves the container running at the source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection to the other host, or what came over it.
+    #[error(transparent)]
+    Transfer(#[from] spothop_transfer::Error),
+    /// The container engine.
+    #[error(transparent)]
+    Engine(#[from] orchestrator::Error),
+    /// The container's files.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The commit gate.
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    /// The migration's directory.
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    /// The container's cgroup.
+    #[error(transparent)]
+    Freeze(#[from] spothop_criu::cgroup::CgroupError),
+    /// The container's network namespace.
+    #[error(transparent)]
+    Network(#[from] spothop_criu::netns::NetnsError),
+    /// The dump.
+    #[error(transparent)]
+    Dump(#[from] spothop_criu::dump::DumpError),
+    /// The container cannot be moved at all.
+    #[error("container {container} cannot be moved: {reasons}")]
+    Obstacles {
+        /// Its name.
+        container: String,
+        /// All that is in the way.
+        reasons: String,
+    },
+    /// The target does not take it.
+    #[error("{peer} does not take the container: {reason}")]
+    Refused {
+        /// The target.
+        peer: String,
+        /// Its words.
+        reason: String,
+    },
+    /// This host has no room.
+    #[error(transparent)]
+    NoRoom(#[from] crate::capacity::NoRoom),
+    /// This host is going to be taken away.
+    #[error("this host is under notice itself ({notice})")]
+    UnderNotice {
+        /// The notice's id.
+        notice: String,
+    },
+    /// The source asks for steps in an order that makes no sense.
+    #[error("there is no container yet to do this to")]
+    NotCreated,
+    /// The engine started the container without calling the wrapper: a second copy, which is removed again.
+    #[error(
+        "the engine ended {step} without restoring; is the runtime `spothop` in its daemon.json really spothop-oci?"
+    )]
+    ColdStart {
+        /// What was waited for.
+        step: &'static str,
+    },
+    /// A step failed on the other host.
+    #[error("{peer} failed: {reason}")]
+    Peer {
+        /// The other host.
+        peer: String,
+        /// Its words.
+        reason: String,
+    },
+    /// The other host said something that has no place here.
+    #[error("{peer} answered {step} with something else; are both of the same spothop version?")]
+    OutOfTurn {
+        /// The other host.
+        peer: String,
+        /// What was asked.
+        step: &'static str,
+    },
+    /// The other host ended the conversation.
+    #[error("{peer} closed the connection during {step}")]
+    HungUp {
+        /// The other host.
+        peer: String,
+        /// What was asked.
+        step: &'static str,
+    },
+    /// A step took longer than there was time.
+    #[error("{step} was not finished within {limit:?}")]
+    TimedOut {
+        /// What.
+        step: &'static str,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// The runtime that restores reported a failure.
+    #[error("the restore failed: {reason}")]
+    Restore {
+        /// Its words, CRIU's first error among them.
+        reason: String,
+    },
+    /// The verdict was another one: a script or a recovery decided first.
+    #[error(
+        "ABORT was written while the target restored, because the container was frozen for too long without an answer"
+    )]
+    Outvoted,
+    /// runc does not know the container.
+    #[error(
+        "container {container} has no state under /run/docker/runtime-*/moby; only Docker's runc containers can be moved"
+    )]
+    NoRuntimeState {
+        /// Its name.
+        container: String,
+    },
+    /// CRIU gave up before every task was in its images.
+    #[error("CRIU let the tasks go on before the dump was whole")]
+    NotHeld,
+    /// Found by the next daemon.
+    #[error("the daemon ended during the migration")]
+    DaemonDied,
+    /// A failure asked for by `SPOTHOP_FAIL_AT`.
+    #[error("failure injected at {phase}")]
+    Injected {
+        /// Where.
+        phase: Phase,
+    },
+    /// A file of the runtime directory.
+    #[error("cannot {action} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// No such peer in the configuration.
+    #[error("{peer} is not in this host's configuration; add it under [[peers]] in /etc/spothop/config.toml")]
+    UnknownPeer {
+        /// Its name.
+        peer: String,
+    },
+}
+
+/// The error and its causes on one line, for journals, answers and people.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        // Transparent wrappers repeat their cause.
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,205 @@
+//! Several migrations in the order of a plan, each with its next best target when the best one refuses.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use spothop_policy::{Move, Plan, Rates, Request};
+use tokio::sync::{Semaphore, mpsc};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use super::{Context, Error, Job, chain};
+use crate::api::{Accepted, Outcome};
+use crate::inventory::{self, Candidate};
+use crate::notice::{Notice, NoticeEvent};
+
+/// What to plan for.
+#[derive(Debug, Clone, Default)]
+pub struct Question {
+    /// Only this container; all running ones otherwise.
+    pub container: Option<String>,
+    /// Only this host as a target.
+    pub to: Option<String>,
+    /// Time until this host is taken away.
+    pub budget: Option<Duration>,
+}
+
+/// A plan, and what it is about.
+#[derive(Debug)]
+pub struct Planned {
+    /// Which container goes where.
+    pub plan: Plan,
+    candidates: HashMap<String, Candidate>,
+    deadline: Option<Timestamp>,
+}
+
+/// Looks at containers and hosts, and asks the planner.
+///
+/// # Errors
+/// The engine's; no such container; no such peer.
+pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned, Error> {
+    if let Some(peer) = question.to.as_ref().filter(|name| context.config.peer(name).is_none()) {
+        return Err(Error::UnknownPeer { peer: peer.clone() });
+    }
+    let asked_at = Timestamp::now();
+    let candidates = match &question.container {
+        Some(name) => vec![inventory::container(context, name).await?],
+        None => inventory::containers(context).await?,
+    };
+    let images = candidates.iter().map(|candidate| candidate.container.image.clone()).collect();
+    let mut hosts = inventory::hosts(context, images).await;
+    hosts.retain(|host| question.to.as_ref().is_none_or(|name| *name == host.name));
+    let request = Request {
+        source: context.capacity.as_source(&context.config.host.name),
+        containers: candidates.iter().map(Candidate::for_policy).collect(),
+        hosts,
+        budget: question.budget,
+        rates: Rates::default(),
+        concurrency: context.config.limits.max_concurrent,
+    };
+    Ok(Planned {
+        plan: spothop_policy::plan(&request),
+        candidates: candidates.into_iter().map(|candidate| (candidate.container.id.clone(), candidate)).collect(),
+        // A budget beyond the end of time is none.
+        deadline: question.budget.and_then(|budget| asked_at.checked_add(budget).ok()),
+    })
+}
+
+/// Begins every move of the plan in its order, `limits.max_concurrent` at a time, and returns their ids.
+///
+/// A container that is moving already is left to its first migration.
+#[must_use]
+pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accepted {
+    let mut movers = Vec::new();
+    for step in &planned.plan.moves {
+        let Some(candidate) = planned.candidates.remove(&step.container) else { continue };
+        let Some(moving) = Moving::claim(context, &step.container) else {
+            info!(container = step.name, "already moving");
+            continue;
+        };
+        movers.push(Mover {
+            context: Arc::clone(context),
+            id: Uuid::now_v7().to_string(),
+            candidate,
+            step: step.clone(),
+            cause: cause.to_owned(),
+            deadline: planned.deadline,
+            _moving: moving,
+        });
+    }
+    let migrations = movers.iter().map(|mover| mover.id.clone()).collect();
+    let turns = Arc::new(Semaphore::new(context.config.limits.max_concurrent));
+    tokio::spawn(async move {
+        for mover in movers {
+            // Never closed, so there always is a turn.
+            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+            tokio::spawn(async move {
+                mover.run().await;
+                drop(turn);
+            });
+        }
+    });
+    for stay in &planned.plan.stays {
+        warn!(container = stay.name, reasons = stay.reasons().join("; "), "this container stays");
+    }
+    Accepted { migrations, plan: planned.plan }
+}
+
+/// Answers notices: a plan under the notice's deadline, begun at once.
+pub async fn heed(context: Arc<Context>, mut events: mpsc::Receiver<NoticeEvent>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            NoticeEvent::Noticed(notice) => {
+                warn!(%notice, "this host will be taken away");
+                let known = {
+                    let mut notices = context.notices.lock().unwrap_or_else(PoisonError::into_inner);
+                    notices.insert(notice.id.clone(), notice.clone()).is_some()
+                };
+                if !known {
+                    tokio::spawn(evacuate(Arc::clone(&context), notice));
+                }
+            }
+            NoticeEvent::Cancelled { id } => {
+                warn!(notice = id, "the notice was withdrawn; migrations that have begun go on");
+                context.notices.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            }
+        }
+    }
+}
+
+async fn evacuate(context: Arc<Context>, notice: Notice) {
+    let question = Question { budget: notice.lead_time(Timestamp::now()), ..Question::default() };
+    match plan(&context, &question).await {
+        Ok(planned) => {
+            let accepted = begin(&context, planned, &notice.id);
+            info!(notice = notice.id, migrations = ?accepted.migrations, "the evacuation has begun");
+        }
+        Err(failure) => error!(notice = notice.id, error = chain(&failure), "the evacuation could not be planned"),
+    }
+}
+
+/// One container on its way: nothing else moves it meanwhile.
+struct Moving {
+    context: Arc<Context>,
+    container: String,
+}
+
+impl Moving {
+    fn claim(context: &Arc<Context>, container: &str) -> Option<Self> {
+        let mut moving = context.moving.lock().unwrap_or_else(PoisonError::into_inner);
+        moving
+            .insert(container.to_owned())
+            .then(|| Self { context: Arc::clone(context), container: container.to_owned() })
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.context.moving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.container);
+    }
+}
+
+struct Mover {
+    context: Arc<Context>,
+    id: String,
+    candidate: Candidate,
+    step: Move,
+    cause: String,
+    deadline: Option<Timestamp>,
+    _moving: Moving,
+}
+
+impl Mover {
+    /// Tries the plan's hosts in their order until one has the container; without a deadline only the first, because
+    /// there is time for somebody to look at what went wrong.
+    async fn run(self) {
+        let attempts = if self.deadline.is_some() { usize::MAX } else { 1 };
+        let mut id = self.id.clone();
+        for host in self.step.candidates.iter().take(attempts) {
+            let job = Job {
+                id: std::mem::replace(&mut id, Uuid::now_v7().to_string()),
+                container: self.candidate.container.clone(),
+                init_pid: self.candidate.init_pid,
+                memory_bytes: self.candidate.memory_bytes,
+                target: host.host.clone(),
+                cause: self.cause.clone(),
+                deadline: self.deadline,
+            };
+            match super::run(Arc::clone(&self.context), job).await {
+                Ok(Outcome::Moved) => return,
+                Ok(Outcome::Aborted) => {}
+                Err(failure) => {
+                    // The journal does not work: another attempt would not be recorded either.
+                    error!(container = self.step.name, error = chain(&failure), "the migration could not be recorded");
+                    return;
+                }
+            }
+            if self.deadline.is_some_and(|deadline| Timestamp::now() >= deadline) {
+                return;
+            }
+        }
+        warn!(container = self.step.name, "no host took the container; it goes on here");
+    }
+}

@@ -1,0 +1,260 @@
+//! The commit gate: CRIU's action script, which holds the dump until the journal says how it ends.
+//!
+//! At `post-dump` all images are written and all tasks are frozen. The script's exit code decides: 0 and CRIU kills the
+//! tasks, anything else and it lets them run. So the script exits 0 only upon a durable COMMIT. The gate's socket merely
+//! wakes it: if the daemon dies, the script reads the journal by itself, and after [`ABANDONED`] without a daemon it
+//! writes ABORT there, by the same compare-and-set as everybody else.
+
+use std::io::{self, BufRead as _, Write as _};
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixStream as BlockingUnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use spothop_criu::hook::{Action, Event};
+use spothop_criu::netns;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::{Side, Verdict};
+use crate::journal::{Journal, JournalError};
+
+/// How long a held dump waits for a daemon that does not answer before it gives the container back to its host.
+///
+/// systemd restarts a crashed daemon within a second or two; a minute is long past that, and short enough for clients.
+const ABANDONED: Duration = Duration::from_secs(60);
+
+/// Between two looks into the journal while no daemon holds the other end of the socket.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The gate's files, in the migration's directory.
+const SOCKET: &str = "gate.sock";
+const TICKET: &str = "gate.json";
+const SCRIPT: &str = "criu-hook";
+
+/// What the script needs to know when it has nothing but its own path.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The migration.
+    pub migration: String,
+    /// Where the journal is.
+    pub journal: PathBuf,
+    /// Upon COMMIT, tell the container's peers that their connections are gone before the tasks are.
+    pub reset_connections: bool,
+}
+
+/// What can go wrong at the gate.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    /// The gate's files cannot be made.
+    #[error("the commit gate {path} cannot be made", path = path.display())]
+    Make {
+        /// Socket or script.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The script cannot read what it is to wait for.
+    #[error("CRIU's action script cannot read {path}", path = path.display())]
+    Ticket {
+        /// The ticket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// Waiting for CRIU's script failed.
+    #[error("waiting for CRIU at the commit gate failed")]
+    Wait(#[source] io::Error),
+    /// The journal did not answer.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// The daemon's end. Dropping it (or the daemon's death) wakes the script, which then asks the journal.
+#[derive(Debug)]
+pub struct Gate {
+    listener: UnixListener,
+    script: PathBuf,
+    held: Option<UnixStream>,
+}
+
+impl Gate {
+    /// Makes the gate's socket and the action script in `directory`, the migration's own.
+    ///
+    /// CRIU runs the script as a bare path, without arguments (criu, `criu/action-scripts.c`, `run_shell_scripts`). So it
+    /// is a symbolic link to this very program, which knows itself by the link's name and finds the rest beside the
+    /// link: no shell, and it works on a runtime directory that is mounted noexec.
+    ///
+    /// # Errors
+    /// The files cannot be made.
+    pub fn make(directory: &Path, program: &Path, ticket: &Ticket) -> Result<Self, GateError> {
+        let made = |path: &Path| {
+            let path = path.to_owned();
+            move |source| GateError::Make { path, source }
+        };
+        let socket = directory.join(SOCKET);
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(made(&socket)(error)),
+            _ => {}
+        }
+        let ticket_path = directory.join(TICKET);
+        let text = serde_json::to_vec(ticket).map_err(|error| made(&ticket_path)(error.into()))?;
+        std::fs::write(&ticket_path, text).map_err(made(&ticket_path))?;
+        let script = directory.join(SCRIPT);
+        match symlink(program, &script) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(made(&script)(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(&socket).map_err(made(&socket))?;
+        Ok(Self { listener, script, held: None })
+    }
+
+    /// The action script for CRIU's configuration.
+    #[must_use]
+    pub fn script(&self) -> &Path {
+        &self.script
+    }
+
+    /// Waits until CRIU holds the dump. Safe to cancel.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn reached(&mut self) -> Result<(), GateError> {
+        let (mut stream, _) = self.listener.accept().await.map_err(GateError::Wait)?;
+        stream.read_u8().await.map_err(GateError::Wait)?;
+        self.held = Some(stream);
+        Ok(())
+    }
+
+    /// Wakes the script: the journal has the verdict.
+    pub fn open(&mut self) {
+        self.held = None;
+    }
+}
+
+/// The directory of the gate whose action script this process is, if `program` (`argv[0]`) says that it is one.
+#[must_use]
+pub fn called_as_script(program: &Path) -> Option<&Path> {
+    program.file_name().filter(|name| *name == SCRIPT).and_then(|_| program.parent())
+}
+
+/// The action script: returns at once for every hook but `post-dump`, and then when there is a verdict.
+///
+/// True means exit code 0: at `post-dump` CRIU kills the tasks.
+///
+/// # Errors
+/// The ticket or the journal cannot be read. The caller exits non-zero, which gives the container back to its host.
+pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError> {
+    let Some(event) = event.filter(|event| event.action == Action::PostDump) else { return Ok(true) };
+    let path = directory.join(TICKET);
+    let ticket: Ticket = std::fs::read(&path)
+        .and_then(|text| Ok(serde_json::from_slice(&text)?))
+        .map_err(|source| GateError::Ticket { path, source })?;
+    let verdict = hold(&Journal::open(&ticket.journal)?, directory, &ticket.migration, ABANDONED)?;
+    if verdict == Verdict::Commit && ticket.reset_connections {
+        // The tasks are given up whatever comes of this: their peers would merely notice later.
+        if let Some(Err(error)) = event.init_pid.map(netns::reset_connections) {
+            eprintln!("connections were not reset: {error}");
+        }
+    }
+    Ok(verdict == Verdict::Commit)
+}
+
+/// Blocks until there is a verdict.
+fn hold(journal: &Journal, directory: &Path, migration: &str, abandoned: Duration) -> Result<Verdict, GateError> {
+    let mut alone_since = Instant::now();
+    loop {
+        if let Some(verdict) = journal.verdict(migration, Side::Source)? {
+            return Ok(verdict);
+        }
+        if wait_for_daemon(&directory.join(SOCKET)).is_ok() {
+            alone_since = Instant::now();
+        } else if alone_since.elapsed() >= abandoned {
+            let reason = "the daemon was gone for too long while the container was frozen";
+            return Ok(journal.decide(migration, Side::Source, Verdict::Abort, Some(reason), Timestamp::now())?);
+        } else {
+            // Nobody is there to wake us: a daemon that comes back decides in the journal first.
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+/// Says that the dump is held and returns when the daemon closes its end, for whatever reason.
+fn wait_for_daemon(socket: &Path) -> io::Result<()> {
+    let mut stream = BlockingUnixStream::connect(socket)?;
+    stream.write_all(b"\n")?;
+    io::BufReader::new(stream).skip_until(b'\n')?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::NewMigration;
+    use crate::migration::Phase;
+
+    fn frozen_migration(directory: &Path) -> Journal {
+        let journal = Journal::open(&directory.join("journal.db")).unwrap();
+        let new = NewMigration {
+            id: "m1".into(),
+            side: Side::Source,
+            container_id: "c".into(),
+            container: "c".into(),
+            peer: "b".into(),
+            cause: "manual".into(),
+            deadline: None,
+        };
+        journal.begin(&new, Timestamp::now()).unwrap();
+        for phase in [Phase::Reserved, Phase::Prepared, Phase::Frozen, Phase::Transferred, Phase::Restored] {
+            journal.enter("m1", Side::Source, phase, Timestamp::now()).unwrap();
+        }
+        journal
+    }
+
+    fn event(action: Action) -> Event {
+        Event { action, init_pid: None, image_dir: None }
+    }
+
+    #[tokio::test]
+    async fn the_dump_is_held_until_the_journal_has_a_verdict() {
+        for wanted in [Verdict::Commit, Verdict::Abort] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().to_owned();
+            let journal = frozen_migration(&path);
+            let ticket = Ticket { migration: "m1".into(), journal: path.join("journal.db"), reset_connections: false };
+            let mut gate = Gate::make(&path, Path::new("/usr/bin/spothop"), &ticket).unwrap();
+            let script = gate.script().to_owned();
+            let hook = tokio::task::spawn_blocking(move || {
+                let gate = called_as_script(&script).unwrap();
+                assert!(super::script(gate, Some(&event(Action::NetworkLock))).unwrap());
+                super::script(gate, Some(&event(Action::PostDump))).unwrap()
+            });
+            gate.reached().await.unwrap();
+            // Waking it without a verdict must not let it through: it comes back.
+            gate.open();
+            gate.reached().await.unwrap();
+            journal.decide("m1", Side::Source, wanted, None, Timestamp::now()).unwrap();
+            gate.open();
+            assert_eq!(hook.await.unwrap(), wanted == Verdict::Commit);
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_daemon_the_container_is_given_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = frozen_migration(directory.path());
+        let verdict = hold(&journal, directory.path(), "m1", Duration::ZERO).unwrap();
+        assert_eq!(verdict, Verdict::Abort);
+        assert_eq!(journal.verdict("m1", Side::Source).unwrap(), Some(Verdict::Abort));
+    }
+
+    #[tokio::test]
+    async fn a_verdict_counts_even_if_the_daemon_died_right_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = frozen_migration(directory.path());
+        journal.decide("m1", Side::Source, Verdict::Commit, None, Timestamp::now()).unwrap();
+        assert_eq!(hold(&journal, directory.path(), "m1", Duration::ZERO).unwrap(), Verdict::Commit);
+    }
+}

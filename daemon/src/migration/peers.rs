@@ -1,0 +1,79 @@
+//! The port on which other daemons reach this one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spothop_transfer::Listener;
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+use super::error::chain;
+use super::message::{Answer, Request};
+use super::{Context, Conversation, Error, Phase, Side, Verdict, target};
+
+/// For a target to run what a source says (again) is committed.
+const RUN: Duration = Duration::from_secs(50);
+
+/// Takes conversations until the listener is dropped.
+pub async fn listen(context: Arc<Context>, mut listener: Listener) {
+    loop {
+        let conversation = Conversation::new(listener.accept().await);
+        let context = Arc::clone(&context);
+        tokio::spawn(async move {
+            let peer = conversation.peer().to_owned();
+            if let Err(failure) = converse(context, conversation).await {
+                info!(peer, error = chain(&failure), "a conversation ended early");
+            }
+        });
+    }
+}
+
+async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), Error> {
+    if context.config.peer(peer.peer()).is_none() {
+        let stranger = Error::UnknownPeer { peer: peer.peer().to_owned() };
+        warn!("refused: {stranger}");
+        return peer.reply(&Answer::Failed { reason: stranger.to_string() }).await;
+    }
+    while let Some(request) = peer.hear().await? {
+        let answer = match request {
+            Request::Offer(offer) => return target::take(context, peer, *offer).await,
+            Request::Probe(probe) => {
+                let notice = context.notice().map(|notice| notice.id);
+                context
+                    .capacity
+                    .facts(context.engine.as_ref(), &probe, notice)
+                    .await
+                    .map(|facts| Answer::Facts(Box::new(facts)))
+                    .map_err(Error::from)
+            }
+            Request::Ask { migration } => {
+                let track = context.track(&migration, Side::Source, "");
+                track.verdict().await.map(|verdict| Answer::Verdict { verdict }).map_err(Error::from)
+            }
+            Request::Decided { migration, verdict, .. } => confirm(&context, &migration, verdict).await,
+            _ => Err(peer.out_of_turn("a step without an offer")),
+        };
+        peer.reply(&answer.unwrap_or_else(|failure| Answer::Failed { reason: chain(&failure) })).await?;
+    }
+    Ok(())
+}
+
+/// A source tells its verdict in a session of its own, because the first one broke. The migration's own task hears of it by
+/// asking; here we only wait until it has acted.
+async fn confirm(context: &Context, migration: &str, verdict: Verdict) -> Result<Answer, Error> {
+    let track = context.track(migration, Side::Target, "");
+    let mut events = context.events.watch();
+    let waited = timeout(RUN, async {
+        loop {
+            let phases: Vec<_> = track.record().await?.phases.into_iter().map(|entry| entry.phase).collect();
+            match verdict {
+                Verdict::Commit if phases.contains(&Phase::Running) => return Ok(Answer::Running),
+                Verdict::Abort if phases.contains(&Phase::Aborted) => return Ok(Answer::Gone),
+                _ => {}
+            }
+            // Every phase is announced; lagging behind only means to look again at once.
+            let _ = events.recv().await;
+        }
+    });
+    waited.await.unwrap_or(Err(Error::TimedOut { step: "acting on the verdict", limit: RUN }))
+}

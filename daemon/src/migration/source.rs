@@ -1,0 +1,315 @@
+//! The source's side: read the container out, and either give it away for good or go on as if nothing had happened.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use spothop_criu::cgroup::Freezer;
+use spothop_criu::dump::{Checkpoint, find_runtime_root};
+use spothop_criu::netns;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::info;
+
+use super::ending::{Ending, Held};
+use super::gate::{Gate, Ticket};
+use super::message::{Answer, Offer, Request};
+use super::target::tcp_mode;
+use super::track::unpanicked;
+use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use crate::api::Outcome;
+use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
+use crate::journal::NewMigration;
+use crate::orchestrator::{Container, Mode};
+
+/// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
+const STEP: Duration = Duration::from_secs(60);
+
+/// For pulling an image or taking one in.
+const IMAGE: Duration = Duration::from_secs(600);
+
+/// How long a cgroup may take to freeze. Tasks in uninterruptible sleep (a hung NFS server) do not freeze at all.
+const FREEZE: Duration = Duration::from_secs(5);
+
+/// Before the deadline, COMMIT must be written at least this long: the target needs to hear it while this host is up.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+
+/// A container that is to move.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// UUIDv7.
+    pub id: String,
+    /// The container as the engine has it.
+    pub container: Container,
+    /// Its first process, in the host's pid namespace.
+    pub init_pid: i32,
+    /// Memory of its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// Where to.
+    pub target: String,
+    /// A notice's id, or `manual`.
+    pub cause: String,
+    /// When this host is taken away, if it is.
+    pub deadline: Option<Timestamp>,
+}
+
+/// Runs one migration to its end, whatever that is. Every failure before COMMIT is an abort and is told to those who watch.
+///
+/// # Errors
+/// The journal's, if it cannot record the beginning or the verdict.
+pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
+    let track = context
+        .begin(NewMigration {
+            id: job.id.clone(),
+            side: Side::Source,
+            container_id: job.container.id.clone(),
+            container: job.container.name.clone(),
+            peer: job.target.clone(),
+            cause: job.cause.clone(),
+            deadline: job.deadline,
+        })
+        .await?;
+    let limit = time_to_commit(&context, job.deadline);
+    let workspace = context.workspace(Side::Source, &job.id);
+    let mut source = Source { context: &context, track: &track, job: &job, workspace, held: Held::default() };
+    let restored = timeout(limit, source.until_restored()).await;
+    let held = source.held;
+    let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
+    match restored.unwrap_or(Err(Error::TimedOut { step: "the migration", limit })) {
+        Ok(target) => match track.decide(Verdict::Commit, None).await? {
+            Verdict::Commit => ending.give_away(Some(target), held).await,
+            Verdict::Abort => ending.go_on(Error::Outvoted, held).await,
+        },
+        Err(failure) => ending.go_on(failure, held).await,
+    }
+}
+
+/// How long the migration may take until COMMIT.
+fn time_to_commit(context: &Context, deadline: Option<Timestamp>) -> Duration {
+    match deadline {
+        None => context.config.limits.manual_timeout,
+        Some(deadline) => Duration::try_from(deadline.duration_since(Timestamp::now()))
+            .unwrap_or(Duration::ZERO)
+            .saturating_sub(LAST_MOMENT),
+    }
+}
+
+/// One attempt.
+struct Source<'a> {
+    context: &'a Arc<Context>,
+    track: &'a Track,
+    job: &'a Job,
+    workspace: Workspace,
+    held: Held,
+}
+
+impl Source<'_> {
+    /// Everything up to the point where the target holds the restored tasks. Any error leaves an abort to be done.
+    async fn until_restored(&mut self) -> Result<Conversation, Error> {
+        let mut target = self.context.connect(&self.job.target, self.context.config.transfer.connections).await?;
+        self.reserve(&mut target).await?;
+        self.track.enter(Phase::Reserved).await?;
+        self.send_image(&mut target).await?;
+        target.order(&Request::Create, "making the container", STEP).await?;
+        let snapshot = self.send_files(&mut target).await?;
+        let gate = self.make_gate().await?;
+        target.order(&Request::Start, "starting the container", STEP).await?;
+        self.track.enter(Phase::Prepared).await?;
+        self.freeze().await?;
+        self.dump(gate, &mut target, snapshot).await?;
+        self.send_images(&mut target).await?;
+        self.track.enter(Phase::Transferred).await?;
+        target.order(&Request::Restore, "the restore", STEP).await?;
+        self.track.enter(Phase::Restored).await?;
+        Ok(target)
+    }
+
+    async fn reserve(&self, target: &mut Conversation) -> Result<(), Error> {
+        let offer = Request::Offer(Box::new(Offer {
+            migration: self.job.id.clone(),
+            cause: self.job.cause.clone(),
+            deadline: self.job.deadline,
+            recipe: self.job.container.recipe.clone(),
+            memory_bytes: self.job.memory_bytes,
+        }));
+        match target.ask(&offer, "the reservation", STEP).await? {
+            Answer::Accepted => Ok(()),
+            Answer::Refused { reason } => Err(Error::Refused { peer: self.job.target.clone(), reason }),
+            _ => Err(target.out_of_turn("the reservation")),
+        }
+    }
+
+    async fn send_image(&self, target: &mut Conversation) -> Result<(), Error> {
+        const STEP_NAME: &str = "having the image ready";
+        match target.ask(&Request::Image { shipped: false }, STEP_NAME, IMAGE).await? {
+            Answer::ImageReady => return Ok(()),
+            Answer::ImageNeeded { reason } => {
+                info!(migration = %self.track.id, reason, "the image is shipped from here");
+            }
+            _ => return Err(target.out_of_turn(STEP_NAME)),
+        }
+        let image = &self.job.container.image;
+        let archive = self.context.engine.export_image(image).await?;
+        target.say(&Request::Image { shipped: true }).await?;
+        let stats = target.bulk().send_stream(archive, &self.track.progress("image", None)).await?;
+        self.track.count(stats).await?;
+        match target.answer(STEP_NAME, IMAGE).await? {
+            Answer::ImageReady => Ok(()),
+            _ => Err(target.out_of_turn(STEP_NAME)),
+        }
+    }
+
+    /// Pass 1: all files, while the container runs.
+    async fn send_files(&self, target: &mut Conversation) -> Result<Arc<Snapshot>, Error> {
+        target.say(&Request::Files).await?;
+        let archive = files::archive(self.trees());
+        let snapshot = send_archive(self.track, target, archive, "files").await?;
+        target.done("writing the files", STEP).await?;
+        Ok(snapshot)
+    }
+
+    fn trees(&self) -> Vec<Tree> {
+        let container = &self.job.container;
+        let rootfs = container.upper_dir.iter().map(|upper| (TreeName::Rootfs, upper));
+        // A volume that is mounted twice is copied once.
+        let volumes: BTreeMap<_, _> =
+            container.volumes.iter().map(|volume| (TreeName::Volume(volume.name.clone()), &volume.path)).collect();
+        rootfs.chain(volumes).map(|(name, directory)| Tree { name, directory: directory.clone() }).collect()
+    }
+
+    /// Makes what the freeze needs, and writes down every side effect that it will have: no fsync of an intent is downtime.
+    async fn make_gate(&mut self) -> Result<Gate, Error> {
+        let container = &self.job.container;
+        self.track.intend(Step::Workspace { directory: self.workspace.directory().to_owned() }).await?;
+        let (workspace, bytes) = (self.workspace.clone(), self.job.memory_bytes);
+        unpanicked(spawn_blocking(move || workspace.make(bytes)).await)?;
+        let ticket = Ticket {
+            migration: self.job.id.clone(),
+            journal: self.context.journal_path.clone(),
+            reset_connections: container.network.mode == Mode::NewIp,
+        };
+        let gate = Gate::make(self.workspace.directory(), &self.context.program, &ticket)?;
+        if !container.restart_policy.is_no() {
+            let (container, policy) = (container.id.clone(), container.restart_policy.clone());
+            self.track.intend(Step::HoldRestarts { container, policy }).await?;
+        }
+        let volumes: Vec<_> = container.volumes.iter().map(|volume| volume.name.clone()).collect();
+        if !volumes.is_empty() {
+            self.track.intend(Step::Depart { volumes }).await?;
+        }
+        let init_pid = self.job.init_pid;
+        self.track.intend(Step::Freeze { init_pid }).await?;
+        if self.silences() {
+            self.track.intend(Step::Silence { init_pid }).await?;
+        }
+        self.track.intend(Step::Checkpoint).await?;
+        Ok(gate)
+    }
+
+    /// Whether no packet may meet the frozen sockets: when the connections live on. A container that gets a new address
+    /// must on the contrary be able to say goodbye to its peers.
+    fn silences(&self) -> bool {
+        self.job.container.network.mode == Mode::KeepIp
+    }
+
+    /// Downtime begins.
+    async fn freeze(&mut self) -> Result<(), Error> {
+        let (init_pid, silences) = (self.job.init_pid, self.silences());
+        unpanicked(
+            spawn_blocking(move || {
+                Freezer::of_pid(init_pid)?.freeze(FREEZE)?;
+                if silences {
+                    netns::silence(init_pid)?;
+                }
+                Ok::<_, Error>(())
+            })
+            .await,
+        )?;
+        self.track.enter(Phase::Frozen).await
+    }
+
+    /// CRIU writes its images, and meanwhile the last changes of the files go out. Returns when CRIU holds the dump.
+    async fn dump(&mut self, gate: Gate, target: &mut Conversation, snapshot: Arc<Snapshot>) -> Result<(), Error> {
+        let (context, job) = (self.context, self.job);
+        let checkpoint = self.checkpoint(gate.script())?;
+        let last_files = files::difference(self.trees(), snapshot);
+        let held = &mut self.held;
+        held.start(gate, checkpoint);
+        let restarts = async {
+            if !job.container.restart_policy.is_no() {
+                context.engine.hold_restarts(&job.container.id, &job.container.restart_policy).await?;
+            }
+            Ok(())
+        };
+        let (track, target_name) = (self.track, &job.target);
+        let files = async {
+            target.say(&Request::LastFiles).await?;
+            send_archive(track, target, last_files, "last files").await?;
+            target.done("writing the last files", STEP).await
+        };
+        tokio::try_join!(held.reached(), restarts, files)?;
+        info!(migration = %track.id, target = target_name, "the dump is held");
+        Ok(())
+    }
+
+    fn checkpoint(&self, action_script: &Path) -> Result<Checkpoint, Error> {
+        let (container, mode) = (&self.job.container, self.job.container.network.mode);
+        let external_netns = match mode {
+            Mode::KeepIp | Mode::NewIp => Some(netns::inode(self.job.init_pid)?),
+            Mode::Host | Mode::None => None,
+        };
+        Ok(Checkpoint {
+            runtime: self.context.config.criu.runc.clone(),
+            runtime_root: find_runtime_root(&container.id)
+                .ok_or_else(|| Error::NoRuntimeState { container: container.name.clone() })?,
+            container_id: container.id.clone(),
+            images: self.workspace.images(),
+            work_dir: self.workspace.directory().to_owned(),
+            tcp: tcp_mode(mode),
+            external_netns,
+            action_script: action_script.to_owned(),
+            file_locks: true,
+        })
+    }
+
+    /// Memory and all else that CRIU wrote, from tmpfs to tmpfs.
+    async fn send_images(&self, target: &mut Conversation) -> Result<(), Error> {
+        let root = self.workspace.images();
+        let (names, bytes) = {
+            let root = root.clone();
+            unpanicked(spawn_blocking(move || list(&root)).await)?
+        };
+        target.say(&Request::Images { bytes }).await?;
+        let stats = target.bulk().send_files(&root, &names, &self.track.progress("memory", Some(bytes))).await?;
+        self.track.count(stats).await?;
+        target.done("receiving the images", STEP).await
+    }
+}
+
+async fn send_archive(
+    track: &Track,
+    target: &mut Conversation,
+    mut archive: ArchiveStream,
+    what: &'static str,
+) -> Result<Arc<Snapshot>, Error> {
+    let sent = target.bulk().send_stream(&mut archive, &track.progress(what, None)).await;
+    // The archive's own error says more than the stream that broke because of it.
+    let (snapshot, _) = archive.finish().await?;
+    track.count(sent?).await?;
+    Ok(snapshot)
+}
+
+/// The files of a directory and their total size.
+fn list(directory: &Path) -> Result<(Vec<String>, u64), Error> {
+    let failed = |source| Error::File { action: "list", path: directory.to_owned(), source };
+    let mut names = Vec::new();
+    let mut bytes = 0;
+    for entry in directory.read_dir().map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        bytes += entry.metadata().map_err(failed)?.len();
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok((names, bytes))
+}
