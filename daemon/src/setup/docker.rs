@@ -5,6 +5,7 @@
 //! runtime" first among the settings that it reloads, and the `dockerd` manual has `runtimes` in the same list.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -39,6 +40,21 @@ pub struct Report {
     pub created: Vec<PathBuf>,
     /// What the operator should do now, a line each.
     pub next: Vec<String>,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.daemon_json.display();
+        match (&self.backup, self.changed) {
+            (_, false) => writeln!(f, "{path}: nothing to change")?,
+            (None, true) => writeln!(f, "{path}: made")?,
+            (Some(backup), true) => writeln!(f, "{path}: changed; the previous text is in {}", backup.display())?,
+        }
+        for created in &self.created {
+            writeln!(f, "{}: made, empty", created.display())?;
+        }
+        self.next.iter().try_for_each(|next| writeln!(f, "Next: {next}"))
+    }
 }
 
 /// Why nothing was changed.

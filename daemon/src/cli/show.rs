@@ -1,0 +1,240 @@
+//! The daemon's answers as text. Pure: an answer in, text out, each line ended.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay};
+
+use super::table::Table;
+use crate::api::{ContainerView, HostView, MigrationView, Outcome, Status};
+use crate::config::units::show_duration;
+use crate::migration::{Phase, Side};
+
+/// `spothop ps`.
+pub(super) fn containers(containers: &[ContainerView]) -> String {
+    if containers.is_empty() {
+        return "No containers are running.\n".to_owned();
+    }
+    let mut table = Table::new(&["NAME", "ID", "IMAGE", ">MEMORY", ">PRIORITY", "NETWORK", "MIGRATES"]);
+    for container in containers {
+        let migrates = match container.obstacles.as_slice() {
+            [] => "yes".to_owned(),
+            obstacles => format!("no: {}", obstacles.join("; ")),
+        };
+        table.row([
+            container.name.clone(),
+            container.id.chars().take(12).collect(),
+            container.image.clone(),
+            Bytes(container.memory_bytes).to_string(),
+            container.priority.to_string(),
+            container.network.clone(),
+            migrates,
+        ]);
+    }
+    table.render()
+}
+
+/// `spothop hosts`.
+pub(super) fn hosts(hosts: &[HostView]) -> String {
+    if hosts.is_empty() {
+        return "The inventory is empty; add [[peers]] to the configuration.\n".to_owned();
+    }
+    let mut table = Table::new(&["NAME", "ADDRESS", "STATE", "ARCH", "KERNEL", "CRIU", ">ROOM", ">DISK", "CPU"]);
+    for host in hosts {
+        let HostState::Reachable(facts) = &host.state else {
+            let HostState::Unreachable { reason } = &host.state else { continue };
+            let none = || "-".to_owned();
+            let state = format!("unreachable: {reason}");
+            table.row([host.name.clone(), host.address.clone(), state, none(), none(), none(), none(), none(), none()]);
+            continue;
+        };
+        let state = match (&facts.under_notice, &facts.declines) {
+            (Some(notice), _) => format!("under notice: {notice}"),
+            (None, Some(reason)) => format!("declines: {reason}"),
+            (None, None) => "ready".to_owned(),
+        };
+        let cpu = match &facts.cpu {
+            CpuVerdict::Compatible => "compatible".to_owned(),
+            CpuVerdict::Incompatible { reason } => format!("incompatible: {reason}"),
+            CpuVerdict::Unknown => "not checked".to_owned(),
+        };
+        table.row([
+            host.name.clone(),
+            host.address.clone(),
+            state,
+            facts.architecture.clone(),
+            facts.kernel.to_string(),
+            facts.criu.map_or_else(|| "missing".to_owned(), |criu| criu.to_string()),
+            Bytes(facts.room_bytes()).to_string(),
+            Bytes(facts.free_disk_bytes).to_string(),
+            cpu,
+        ]);
+    }
+    table.render()
+}
+
+/// `spothop plan`, and `--dry-run`.
+pub(super) fn plan(plan: &Plan) -> String {
+    if plan.moves.is_empty() && plan.stays.is_empty() {
+        return "Nothing to move: no containers are running.\n".to_owned();
+    }
+    let mut out = String::new();
+    for (n, planned) in plan.moves.iter().enumerate() {
+        planned_move(&mut out, n + 1, planned);
+    }
+    stays(&mut out, &plan.stays);
+    out
+}
+
+fn planned_move(out: &mut String, number: usize, planned: &Move) {
+    let Move { name, target, predicted, ends_after, fits_deadline, .. } = planned;
+    let late = if *fits_deadline { "" } else { "; AFTER THE DEADLINE" };
+    // Writing into a string cannot fail, here and below.
+    let _ = writeln!(
+        out,
+        "{number}. {name} -> {target}: takes {}, done after {}{late}",
+        show_duration(*predicted),
+        show_duration(*ends_after)
+    );
+    for candidate in &planned.candidates {
+        let mark = if candidate.host == *target { '*' } else { ' ' };
+        let _ = writeln!(out, "   {mark} {}: {}", candidate.host, candidate.reason);
+    }
+    for refusal in &planned.refusals {
+        let _ = writeln!(out, "   x {refusal}");
+    }
+}
+
+/// The containers without a target, each with every reason.
+pub(super) fn stays(out: &mut String, stays: &[Stay]) {
+    for stay in stays {
+        let _ = writeln!(out, "{} stays:", stay.name);
+        for reason in stay.reasons() {
+            let _ = writeln!(out, "   x {reason}");
+        }
+    }
+}
+
+/// `spothop status`.
+pub(super) fn status(status: &Status, now: Timestamp, zone: &TimeZone) -> String {
+    let mut out = format!("{}: spothop {}, running since {}\n", status.host, status.version, time(status.since, zone));
+    for notice in &status.notices {
+        let deadline = notice
+            .deadline
+            .map_or_else(|| "at any moment".to_owned(), |at| format!("at {} ({})", time(at, zone), left(at, now)));
+        let _ =
+            writeln!(out, "NOTICE: {} will {} this host ({}) {deadline}", notice.cloud, notice.action, notice.instance);
+    }
+    if status.notices.is_empty() {
+        out.push_str("no interruption notice\n");
+    }
+    if status.migrations.is_empty() {
+        out.push_str("no migrations under way\n");
+    } else {
+        out.push('\n');
+        out.push_str(&history(&status.migrations, zone));
+    }
+    out
+}
+
+fn left(deadline: Timestamp, now: Timestamp) -> String {
+    match Duration::try_from(deadline.duration_since(now)) {
+        Ok(left) => format!("in {}", show_duration(left)),
+        Err(_) => "past".to_owned(),
+    }
+}
+
+/// `spothop history`.
+pub(super) fn history(migrations: &[MigrationView], zone: &TimeZone) -> String {
+    if migrations.is_empty() {
+        return "No migrations yet.\n".to_owned();
+    }
+    let mut table = Table::new(&["STARTED", "ID", "CONTAINER", "WAY", "CAUSE", "STATE", ">FROZEN", ">SENT"]);
+    for migration in migrations {
+        table.row([
+            migration.phases.first().map_or_else(|| "-".to_owned(), |entry| time(entry.at, zone)),
+            migration.id.clone(),
+            migration.container.clone(),
+            match migration.side {
+                Side::Source => format!("to {}", migration.peer),
+                Side::Target => format!("from {}", migration.peer),
+            },
+            migration.cause.clone(),
+            state(migration),
+            migration.frozen_for().map_or_else(|| "-".to_owned(), show_duration),
+            Bytes(migration.bytes_sent).to_string(),
+        ]);
+    }
+    table.render()
+}
+
+fn state(migration: &MigrationView) -> String {
+    match (migration.outcome, &migration.reason) {
+        (None, _) => migration.phase.to_string(),
+        (Some(Outcome::Moved), _) => "moved".to_owned(),
+        (Some(Outcome::Aborted), None) => "aborted".to_owned(),
+        (Some(Outcome::Aborted), Some(reason)) => format!("aborted: {reason}"),
+    }
+}
+
+/// One migration with its phases: when each was entered, counted from the first, and how long it lasted.
+pub(super) fn migration(migration: &MigrationView) -> String {
+    let MigrationView { id, container, peer, .. } = migration;
+    let (from_to, stay) = match migration.side {
+        Side::Source => ("to", "goes on on this host"),
+        Side::Target => ("from", "goes on there"),
+    };
+    // What comes after the container runs is only tidying up.
+    let last = migration.phases.iter().find(|entry| entry.phase == Phase::Running).or(migration.phases.last());
+    let total = match (migration.phases.first(), last) {
+        (Some(first), Some(last)) => span(first.at, last.at),
+        _ => Duration::ZERO,
+    };
+    let mut out = format!("{container} {from_to} {peer} ({id}): ");
+    let reason = migration.reason.as_deref().unwrap_or("no reason was recorded");
+    let _ = match migration.outcome {
+        None => writeln!(out, "{}", migration.phase),
+        Some(Outcome::Aborted) => {
+            writeln!(out, "aborted after {}; the container {stay}\n  because: {reason}", show_duration(total))
+        }
+        Some(Outcome::Moved) => {
+            let frozen = migration.frozen_for().map(|frozen| format!(", frozen for {}", show_duration(frozen)));
+            writeln!(
+                out,
+                "moved in {}{}; {} sent, {} on the wire",
+                show_duration(total),
+                frozen.unwrap_or_default(),
+                Bytes(migration.bytes_sent),
+                Bytes(migration.bytes_on_wire)
+            )
+        }
+    };
+    out.push_str(&timeline(migration));
+    out
+}
+
+fn timeline(migration: &MigrationView) -> String {
+    let Some(first) = migration.phases.first() else {
+        return String::new();
+    };
+    let mut table = Table::new(&["  PHASE", ">AFTER", ">LASTED"]);
+    for (n, entry) in migration.phases.iter().enumerate() {
+        let lasted = migration.phases.get(n + 1).map(|next| show_duration(span(entry.at, next.at)));
+        table.row([format!("  {}", entry.phase), show_duration(span(first.at, entry.at)), lasted.unwrap_or_default()]);
+    }
+    table.render()
+}
+
+/// Time between two moments; zero if the clock was set back in between.
+pub(super) fn span(from: Timestamp, to: Timestamp) -> Duration {
+    to.duration_since(from).try_into().unwrap_or_default()
+}
+
+fn time(at: Timestamp, zone: &TimeZone) -> String {
+    at.to_zoned(zone.clone()).strftime("%F %T").to_string()
+}
+
+#[cfg(test)]
+mod tests;
