@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
-use nix::unistd::{Whence, lseek};
+use nix::unistd::{Whence, lseek, syncfs};
 use tar::Builder;
 
 use super::beneath::{Beneath, Place};
@@ -28,6 +28,9 @@ const PIECE: usize = 256 * 1024;
 /// Files changed within this time may have pages that are dirty through a mapping, and are synced before they are read.
 /// The kernel writes dirty pages back within `vm.dirty_expire_centisecs`, 30 s unless set otherwise.
 const MAY_BE_DIRTY: Duration = Duration::from_secs(3600);
+/// More files than this are synced together with everything else of their filesystem: each sync of one file waits for the disk, some
+/// milliseconds; one of a filesystem waits for all that is dirty on it.
+const SYNC_SINGLY: usize = 100;
 /// Overlayfs attributes that mean the same on another host with the same image. The others (origin, impure, nlink, uuid…) name inodes.
 const OVERLAY_KEPT: [&str; 3] = ["opaque", "redirect", "metacopy"];
 
@@ -37,6 +40,11 @@ pub(super) fn full(trees: &[Tree], out: impl Write) -> Result<(Snapshot, Totals)
     let mut snapshot = Snapshot::default();
     for tree in trees {
         let (mut root, listing) = list(tree)?;
+        let recent = listing.entries.iter().filter(|(_, seen)| seen.is_file() && may_be_dirty(seen.ctime)).count();
+        writer.sync_singly = recent <= SYNC_SINGLY;
+        if !writer.sync_singly {
+            syncfs(root.as_fd()).map_err(Error::io("sync the filesystem of", &tree.directory))?;
+        }
         // A directory that is not there any more takes with it what was seen in it.
         let mut skipped: Option<&Path> = None;
         writer.links.clear();
@@ -102,6 +110,8 @@ struct Writer<W: Write> {
     archive: Builder<W>,
     pass: Pass,
     totals: Totals,
+    /// Each file has to be synced before it is read.
+    sync_singly: bool,
     /// Inodes with several names that were sent, by device, number and change time: a number may be used again while we read.
     links: HashMap<(u64, u64, Stamp), PathBuf>,
 }
@@ -112,7 +122,7 @@ impl<W: Write> Writer<W> {
         let header = Header { version: VERSION, pass, trees: trees.iter().map(|tree| tree.name.clone()).collect() };
         let header = serde_json::to_vec(&header).map_err(|error| stream(error.into()))?;
         write_note(&mut archive, HEADER, &header).map_err(stream)?;
-        Ok(Self { archive, pass, totals: Totals::default(), links: HashMap::new() })
+        Ok(Self { archive, pass, totals: Totals::default(), sync_singly: false, links: HashMap::new() })
     }
 
     fn end(mut self) -> Result<Totals, Error> {
@@ -208,7 +218,7 @@ impl<W: Write> Writer<W> {
     fn file(&mut self, handle: &impl AsRawFd, mut member: Member, full: &Path, stat: &FileStat) -> Result<(), Error> {
         let file = File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(Error::io("open", full))?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        if self.pass == Pass::Full && may_be_dirty(stat) {
+        if self.sync_singly && may_be_dirty((stat.st_ctime, stat.st_ctime_nsec)) {
             file.sync_data().map_err(Error::io("sync", full))?;
         }
         let segments = segments(&file, size).map_err(Error::io("find the holes of", full))?;
@@ -282,10 +292,10 @@ fn is_portable(name: &OsStr, tree: &Tree) -> bool {
         || name == "security.capability"
 }
 
-fn may_be_dirty(stat: &FileStat) -> bool {
+fn may_be_dirty(ctime: Stamp) -> bool {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let oldest = now.saturating_sub(MAY_BE_DIRTY).as_secs().cast_signed();
-    stat.st_ctime >= oldest
+    ctime.0 >= oldest
 }
 
 /// Where a file is not a hole.
