@@ -6,11 +6,14 @@
 
 pub mod api;
 pub mod capacity;
+pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod files;
 pub mod inventory;
 pub mod journal;
 pub mod migration;
 pub mod notice;
 pub mod orchestrator;
+pub mod setup;
