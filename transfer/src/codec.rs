@@ -12,51 +12,65 @@ use crate::wire::chunk::{Encoding, HEADER, Header};
 const LEVEL: i32 = 1;
 /// A chunk that shrinks by less than 1/20 goes raw: the receiver's time for unpacking is worth more.
 const LEAST_SAVING: usize = 20;
-/// After a chunk that was not worth compressing, so many go raw before the next try; doubled with every vain try.
+/// After a chunk that hardly shrank, the next try is this many chunks later, and after every further vain try twice as many.
 const FIRST_PAUSE: u32 = 4;
-/// Longest pause: a change in the data is noticed within 64 chunks (64 MiB per connection).
+/// But never more than this: a change in the data is noticed within 64 chunks (64 MiB per connection).
 const LONGEST_PAUSE: u32 = 64;
 /// Weight of the newest measurement of the link's speed, of 1: smooth over about ten chunks.
 const NEWEST: f64 = 0.1;
+/// Compressing must save this many times the time it takes, since the measurements are rough and the receiver has to unpack.
+const MARGIN: f64 = 1.5;
 
-/// Decides, chunk by chunk, whether to try compressing on one connection, from what earlier tries gained.
+/// Decides, chunk by chunk, whether to try compressing on one connection, from what earlier tries gained and what the link can do.
 #[derive(Debug, Default)]
 struct Policy {
-    /// Chunks to let pass raw before the next try.
+    /// Connections per core of this side: while one connection compresses, so many must wait for the core, whereas all of them
+    /// together share the link.
+    crowding: f64,
+    /// Chunks until the next try in any case.
     pause: u32,
-    /// Length of the last pause.
+    /// Length of the last pause, 0 when the last try was worth it.
     last_pause: u32,
-    /// Smoothed time to write one stored byte, in seconds; 0 before the first measurement.
-    write_time: f64,
+    /// Of the last try: time taken and bytes saved, per raw byte.
+    last_try: Option<(f64, f64)>,
+    /// Smoothed time to write one stored byte, in seconds.
+    write_time: Option<f64>,
 }
 
 impl Policy {
+    fn new(connections: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { crowding: connections.div_ceil(cores.min(connections).max(1)) as f64, ..Self::default() }
+    }
+
     /// Whether the next chunk should be tried.
     fn wants_try(&mut self) -> bool {
         self.pause = self.pause.saturating_sub(1);
-        self.pause == 0
+        self.pause == 0 || (self.last_pause == 0 && self.pays())
     }
 
-    /// After a try: whether the compressed form should go out. It should if it is smaller by enough, and if compressing took no more
-    /// time than the link needs for the bytes saved.
+    /// Whether compressing as the last time would take less time than the link needs for the bytes that it saves.
+    fn pays(&self) -> bool {
+        match (self.last_try, self.write_time) {
+            (Some((cost, saved)), Some(write_time)) => cost * self.crowding * MARGIN <= saved * write_time,
+            _ => true,
+        }
+    }
+
+    /// After a try: whether the compressed form should go out. Its cost is sunk, so it should if it is smaller by enough.
     fn judge(&mut self, raw: usize, stored: usize, took: Duration) -> bool {
         let saved = raw.saturating_sub(stored);
-        let pays = self.write_time == 0.0 || took.as_secs_f64() <= saved as f64 * self.write_time;
-        let worth = saved * LEAST_SAVING >= raw && pays;
-        if worth {
-            self.last_pause = 0;
-        } else {
-            self.last_pause = (self.last_pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            self.pause = self.last_pause;
-        }
+        self.last_try = Some((took.as_secs_f64() / raw as f64, saved as f64 / raw as f64));
+        let worth = saved * LEAST_SAVING >= raw;
+        self.last_pause = if worth { 0 } else { (self.last_pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
+        self.pause = if worth { LONGEST_PAUSE } else { self.last_pause };
         worth
     }
 
     /// After a write of so many bytes.
     fn written(&mut self, bytes: usize, took: Duration) {
         let time = took.as_secs_f64() / bytes.max(1) as f64;
-        self.write_time =
-            if self.write_time == 0.0 { time } else { self.write_time + NEWEST * (time - self.write_time) };
+        self.write_time = Some(self.write_time.map_or(time, |smooth| smooth + NEWEST * (time - smooth)));
     }
 }
 
@@ -88,11 +102,13 @@ pub(crate) struct Packer {
 }
 
 impl Packer {
+    /// For one of so many connections.
+    ///
     /// # Errors
     /// [`Error::Source`] when memory for the compressor cannot be had.
-    pub(crate) fn new() -> Result<Self, Error> {
+    pub(crate) fn new(connections: usize) -> Result<Self, Error> {
         let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(|error| Error::Source { source: error.into() })?;
-        Ok(Self { compressor, policy: Policy::default(), frame: Vec::new() })
+        Ok(Self { compressor, policy: Policy::new(connections), frame: Vec::new() })
     }
 
     /// Packs `raw`, whose [`seal`] is `checksum`; [`Packer::frame`] then is the chunk.
@@ -203,7 +219,7 @@ mod tests {
     const PLACE: Place = Place { transfer: 1, object: 2, offset: 3 };
 
     fn pack(raw: &[u8]) -> (Header, Vec<u8>) {
-        let mut packer = Packer::new().unwrap();
+        let mut packer = Packer::new(1).unwrap();
         let header = packer.pack(PLACE, raw, seal(raw));
         (header, packer.frame()[HEADER..].to_vec())
     }
@@ -274,7 +290,7 @@ mod tests {
 
     #[test]
     fn incompressible_data_is_tried_ever_more_rarely() {
-        let mut policy = Policy::default();
+        let mut policy = Policy::new(1);
         let mut tries = Vec::new();
         for chunk in 0..300 {
             if policy.wants_try() {
@@ -289,15 +305,24 @@ mod tests {
     }
 
     #[test]
-    fn compression_slower_than_the_link_is_left_out() {
-        let mut policy = Policy::default();
+    fn compression_follows_the_links_speed() {
+        let mut policy = Policy { crowding: 1.0, ..Policy::default() };
+        assert!(policy.wants_try(), "nothing is known yet");
+        assert!(policy.judge(1_000_000, 500_000, Duration::from_micros(600)), "the work is done, so use it");
         policy.written(1_000_000, Duration::from_millis(1)); // 1 GB/s
-        assert!(policy.wants_try());
-        assert!(!policy.judge(1_000_000, 500_000, Duration::from_micros(600)), "600 µs to save 500");
-        let mut policy = Policy::default();
-        policy.written(1_000_000, Duration::from_millis(8)); // 1 Gbit/s
-        assert!(policy.wants_try());
-        assert!(policy.judge(1_000_000, 500_000, Duration::from_micros(600)), "600 µs to save 4,000");
+        assert!(!policy.wants_try(), "600 µs of work would save 500");
+        (0..30).for_each(|_| policy.written(1_000_000, Duration::from_millis(8))); // 1 Gbit/s
+        assert!(policy.wants_try(), "600 µs of work save 4,000");
+        policy.crowding = 8.0;
+        assert!(!policy.wants_try(), "eight connections to a core, each 600 µs, would save 4,000 of the common link");
+    }
+
+    #[test]
+    fn the_work_is_measured_again_now_and_then() {
+        let mut policy = Policy { crowding: 1.0, ..Policy::default() };
+        assert!(policy.judge(1_000_000, 500_000, Duration::from_secs(1)));
+        policy.written(1_000_000, Duration::from_millis(1));
+        assert_eq!((1..).find(|_| policy.wants_try()), Some(LONGEST_PAUSE));
     }
 
     proptest! {

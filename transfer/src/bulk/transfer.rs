@@ -45,6 +45,8 @@ pub(crate) struct Transfer<'a> {
 pub(crate) struct Context {
     /// The transfer's number.
     pub(crate) number: u32,
+    /// How many data connections carry it.
+    pub(crate) connections: usize,
     pub(crate) peer: Arc<str>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) jobs: Jobs,
@@ -65,7 +67,13 @@ impl Context {
 impl<'a> Transfer<'a> {
     pub(crate) fn new(parts: TransferParts<'a>, progress: Progress<'a>) -> (Self, Vec<Connection>) {
         let TransferParts { control, home, number, connections } = parts;
-        let context = Context { number, peer: control.peer().clone(), meter: Arc::default(), jobs: Jobs::default() };
+        let context = Context {
+            number,
+            connections: connections.len(),
+            peer: control.peer().clone(),
+            meter: Arc::default(),
+            jobs: Jobs::default(),
+        };
         let transfer = Self {
             aborter: control.aborter(),
             control,
