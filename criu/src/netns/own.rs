@@ -116,16 +116,16 @@ fn up_commands(addresses: &[IpAddr]) -> String {
     for address in addresses {
         text.push_str(&format!("address add {} dev lo\n", host_prefix(address)));
     }
-    for family in families(addresses) {
-        text.push_str(&format!("{family} route add default dev lo metric {METRIC}\n"));
+    for prefix in default_prefixes(addresses) {
+        text.push_str(&format!("route add {prefix} dev lo metric {METRIC}\n"));
     }
     text
 }
 
 fn down_commands(addresses: &[IpAddr]) -> String {
     let mut text = String::new();
-    for family in families(addresses) {
-        text.push_str(&format!("{family} route del default dev lo metric {METRIC}\n"));
+    for prefix in default_prefixes(addresses) {
+        text.push_str(&format!("route del {prefix} dev lo metric {METRIC}\n"));
     }
     for address in addresses {
         text.push_str(&format!("address del {} dev lo\n", host_prefix(address)));
@@ -137,9 +137,10 @@ fn host_prefix(address: &IpAddr) -> String {
     format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 })
 }
 
-fn families(addresses: &[IpAddr]) -> impl Iterator<Item = &'static str> {
-    let v4 = addresses.iter().any(IpAddr::is_ipv4).then_some("-4");
-    let v6 = addresses.iter().any(IpAddr::is_ipv6).then_some("-6");
+/// "Everything" in each family that `addresses` has; `ip -batch` tells the family by the prefix.
+fn default_prefixes(addresses: &[IpAddr]) -> impl Iterator<Item = &'static str> {
+    let v4 = addresses.iter().any(IpAddr::is_ipv4).then_some("0.0.0.0/0");
+    let v6 = addresses.iter().any(IpAddr::is_ipv6).then_some("::/0");
     v4.into_iter().chain(v6)
 }
 
@@ -164,7 +165,7 @@ mod tests {
         let addresses = ["172.30.0.50".parse().unwrap(), "fd00::5".parse().unwrap()];
         let (up, down) = (up_commands(&addresses), down_commands(&addresses));
         assert!(up.contains("address add 172.30.0.50/32 dev lo\n") && up.contains("address add fd00::5/128 dev lo\n"));
-        assert!(up.contains("-6 route add default dev lo metric 4000000\n"));
+        assert!(up.contains("route add ::/0 dev lo metric 4000000\n"));
         let undone: Vec<String> = down.lines().map(|l| l.replace(" del ", " add ")).collect();
         assert!(undone.iter().all(|line| up.lines().any(|l| l == line)), "{down}");
         assert_eq!(undone.len(), 4);
