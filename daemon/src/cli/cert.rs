@@ -69,7 +69,7 @@ fn issue(ca_dir: &Path, name: &str, addresses: &[IpAddr], out: &Path, force: boo
     let files = [certs::CA_CERTIFICATE, certs::HOST_CERTIFICATE, certs::HOST_KEY].map(|name| out.join(name)).to_vec();
     let next = vec![
         format!("on {name}, these files belong into its [tls] dir; the key must stay readable for root only"),
-        format!("restart its daemon then: systemctl restart spothop (its [host] name must be \"{name}\")"),
+        format!("then let its daemon read them: systemctl restart spothop (its [host] name must be \"{name}\")"),
     ];
     Ok(made(files, info, next))
 }

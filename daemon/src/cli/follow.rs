@@ -1,7 +1,6 @@
 //! Waiting for migrations: the event stream shown as it comes, through restarts of the daemon.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -43,7 +42,7 @@ pub(super) async fn follow(
     let mut view = match (output.json(), stream) {
         (true, true) => View::Json,
         (true, false) => View::Silent,
-        (false, _) if io::stdout().is_terminal() && io::stderr().is_terminal() && !migrations.is_empty() => {
+        (false, _) if output.terminal() && !migrations.is_empty() => {
             View::Bars { all: MultiProgress::new(), each: HashMap::new() }
         }
         (false, _) => View::Lines,
@@ -68,7 +67,12 @@ pub(super) async fn follow(
             });
         }
         if !said_lost {
-            eprintln!("spothop: the daemon went away; waiting up to {} s for it", PATIENCE.as_secs());
+            let text = format!("spothop: the daemon went away; waiting up to {} s for it", PATIENCE.as_secs());
+            match &view {
+                // Above the bars; best effort, as with any line to standard error.
+                View::Bars { all, .. } => drop(all.println(text)),
+                View::Silent | View::Json | View::Lines => eprintln!("{text}"),
+            }
             said_lost = true;
         }
         tokio::time::sleep(RETRY).await;
@@ -155,12 +159,87 @@ fn draw(bar: &ProgressBar, event: &Event, elapsed: Duration) {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+
     use super::*;
+    use crate::cli::exit::Exit;
 
     #[test]
     fn the_templates_of_the_bars_are_well_formed() {
         for template in [SENDING, SENDING_UNKNOWN, WAITING] {
             assert!(ProgressStyle::with_template(template).is_ok(), "{template}");
         }
+    }
+
+    /// A daemon that gives each connection the next of these event streams, each with or without its proper end.
+    fn daemon(streams: Vec<(Vec<&'static str>, bool)>) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            for (lines, whole) in streams {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                let mut answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
+                for line in lines {
+                    let line = format!(
+                        r#"{{"migration":"m","side":"source","container":"redis","at":"2026-01-01T00:00:00Z",{line}}}"#
+                    );
+                    answer.push_str(&format!("{:x}\r\n{line}\n\r\n", line.len() + 1));
+                }
+                if whole {
+                    answer.push_str("0\r\n\r\n");
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (dir, socket)
+    }
+
+    /// Standard output, to be read afterwards.
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const FROZEN: &str = r#""event":"phase","phase":"frozen""#;
+    const ABORTED: &str = r#""event":"finished","outcome":"aborted","reason":"b is full""#;
+
+    #[tokio::test]
+    async fn a_restart_of_the_daemon_is_waited_out_and_nothing_is_said_twice() {
+        // Cut off, then ended early by a daemon that is being stopped, then told from the beginning to the end.
+        let streams = vec![(vec![FROZEN], false), (vec![FROZEN], true), (vec![FROZEN, ABORTED], true)];
+        let (_dir, socket) = daemon(streams);
+        let paper = Paper::default();
+        let mut output = Output::into(paper.clone(), false);
+        let watch = follow(&Client::new(socket), &["m".to_owned()], false, &mut output).await.unwrap();
+        assert_eq!(watch.exit(), Exit::Aborted);
+        let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, "redis: frozen (after 0 ms)\nredis: aborted: b is full\n");
+    }
+
+    #[tokio::test]
+    async fn with_json_each_event_is_a_line() {
+        let (_dir, socket) = daemon(vec![(vec![FROZEN, ABORTED], true)]);
+        let paper = Paper::default();
+        let mut output = Output::into(paper.clone(), true);
+        follow(&Client::new(socket), &["m".to_owned()], true, &mut output).await.unwrap();
+        let text = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
+        let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(events.len(), 2);
     }
 }

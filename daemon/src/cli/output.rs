@@ -1,26 +1,39 @@
 //! Standard output: text for people or JSON for programs, never both.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
 use super::exit::CliError;
 
 /// Where a command's result goes.
-#[derive(Debug)]
 pub(super) struct Output {
     json: bool,
-    to: io::Stdout,
+    terminal: bool,
+    to: Box<dyn Write>,
 }
 
 impl Output {
     pub(super) fn new(json: bool) -> Self {
-        Self { json, to: io::stdout() }
+        // Bars are drawn on standard error, and belong only where the result is read by people too.
+        let terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
+        Self { json, terminal, to: Box::new(io::stdout()) }
+    }
+
+    /// For tests that want to read it.
+    #[cfg(test)]
+    pub(super) fn into(to: impl Write + 'static, json: bool) -> Self {
+        Self { json, terminal: false, to: Box::new(to) }
     }
 
     /// Whether JSON is wanted.
     pub(super) fn json(&self) -> bool {
         self.json
+    }
+
+    /// Whether somebody watches.
+    pub(super) fn terminal(&self) -> bool {
+        self.terminal
     }
 
     /// The command's result: `value` as an indented document, or else the text.

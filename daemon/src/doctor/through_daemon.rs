@@ -18,7 +18,7 @@ pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
         Ok(status) => vec![Check::ok("daemon", format!("version {}, running", status.version))],
         Err(error) => {
             let text = error.to_string();
-            let advice = "start it (systemctl start spothop), then run this again for the peers and containers";
+            let advice = "peers and containers were not looked at: run this again when it runs";
             return vec![Check::failed("daemon", text, advice)];
         }
     };
