@@ -50,6 +50,16 @@ impl Seen {
         }
     }
 
+    /// As seen in a writable layer, where a character device 0/0 is a whiteout, and nothing else about it matters. (Overlayfs makes
+    /// all whiteouts of a layer links of one inode, whose time and number of links change with every new one.)
+    pub(super) fn in_layer(self, layer: bool) -> Self {
+        let kind = self.mode & libc_kind::MASK;
+        if !layer || kind != libc_kind::CHARACTER || self.rdev != 0 {
+            return self;
+        }
+        Self { device: 0, inode: 0, mode: kind, links: 1, size: 0, rdev: 0, ctime: (0, 0), opaque: false }
+    }
+
     pub(super) fn is_dir(&self) -> bool {
         self.mode & libc_kind::MASK == libc_kind::DIRECTORY
     }
@@ -71,6 +81,7 @@ pub(super) mod libc_kind {
 
     pub(crate) const MASK: u32 = SFlag::S_IFMT.bits();
     pub(crate) const DIRECTORY: u32 = SFlag::S_IFDIR.bits();
+    pub(crate) const CHARACTER: u32 = SFlag::S_IFCHR.bits();
     pub(crate) const FILE: u32 = SFlag::S_IFREG.bits();
 }
 
@@ -115,7 +126,7 @@ impl Listing {
                 let place = Place { parent: directory, name: &name };
                 match place.look() {
                     Ok(stat) => {
-                        let seen = Seen::new(&stat, false);
+                        let seen = Seen::new(&stat, false).in_layer(layer);
                         let opaque = layer && seen.is_dir() && is_opaque(&place);
                         waiting.push((path.join(&name), Seen { opaque, ..seen }));
                     }

@@ -126,3 +126,11 @@ fn files_without_time_stamps_are_always_sent_again() {
     let changed: Vec<_> = before.difference(&listing(&tree)).changed.into_iter().map(|(path, _)| path).collect();
     assert_eq!(changed, [PathBuf::new(), "a".into()]);
 }
+
+#[test]
+fn whiteouts_are_links_of_one_inode_and_still_sent_once() {
+    let whiteout = |ctime| Seen { links: 3, ..seen(5, libc_kind::CHARACTER, ctime) }.in_layer(true);
+    let before = [("", dir(1, 1)), ("a", whiteout(1))];
+    let now = [("", dir(1, 2)), ("a", whiteout(2)), ("b", whiteout(2))];
+    assert_eq!(difference(&before, &now), told("/ b", "", ""));
+}

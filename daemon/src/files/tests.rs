@@ -161,9 +161,13 @@ fn a_whiteout_is_a_removal_through_a_mounted_overlay() {
     // As if an image below had them.
     fs::create_dir_all(hosts.target.path().join("gone/with/all")).expect("mkdir");
     fs::write(hosts.target.path().join("stays"), "of the image").expect("write");
+    fs::write(hosts.target.path().join("gone-too"), "of the image").expect("write");
     mknod(&hosts.path("gone"), SFlag::S_IFCHR, Mode::empty(), 0).expect("mknod");
+    // Overlayfs links its whiteouts.
+    fs::hard_link(hosts.path("gone"), hosts.path("gone-too")).expect("link");
     hosts.difference(&snapshot, true);
     assert!(!hosts.target.path().join("gone").exists());
+    assert!(!hosts.target.path().join("gone-too").exists());
     assert!(hosts.target.path().join("stays").exists());
 }
 

@@ -162,7 +162,7 @@ impl<W: Write> Writer<W> {
         // O_PATH opens nothing but the name: a fifo does not block, a device does not act.
         let handle = place.open(OFlag::O_PATH, Mode::empty()).map_err(Error::io("open", full))?;
         let stat = fstat(&handle).map_err(Error::io("look at", full))?;
-        let now = Seen::new(&stat, seen.opaque);
+        let now = Seen::new(&stat, seen.opaque).in_layer(tree.name == TreeName::Rootfs);
         if now.is_dir() != seen.is_dir() || (self.pass == Pass::Difference && now != *seen) {
             return Ok(false);
         }

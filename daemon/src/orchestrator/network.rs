@@ -69,6 +69,9 @@ pub struct Attachment {
     /// MAC address, `02:42:…`.
     #[serde(default)]
     pub mac: Option<String>,
+    /// This address goes along, even where another network of the container makes its mode `new-ip`.
+    #[serde(default)]
+    pub keeps_address: bool,
 }
 
 /// A network of a host.

@@ -197,7 +197,7 @@ fn check_networks(recipe: &Recipe, networks: &BTreeMap<String, Network>) -> Resu
             let (network, driver) = (attachment.network.clone(), attachment.driver.clone());
             return Err(Error::NoNetwork { network, driver });
         };
-        if recipe.network.mode != Mode::KeepIp {
+        if !attachment.keeps_address {
             continue;
         }
         for address in [attachment.ipv4, attachment.ipv6].into_iter().flatten() {
@@ -224,7 +224,7 @@ fn body(
     host_config.annotations.get_or_insert_default().insert(MIGRATION.to_owned(), migration.to_owned());
     let endpoint = |endpoint: &DockerEndpoint| {
         let attachment = recipe.network.attachments.iter().find(|attachment| attachment.network == endpoint.network);
-        let settings = settings(endpoint, attachment, recipe.network.mode, networks.get(&endpoint.network));
+        let settings = settings(endpoint, attachment, networks.get(&endpoint.network));
         (endpoint.network.clone(), settings)
     };
     let endpoints: HashMap<String, EndpointSettings> = docker.endpoints.iter().map(endpoint).collect();
@@ -288,13 +288,8 @@ fn body(
 }
 
 /// One endpoint: the source's address and MAC where they are kept, else what the user asked for, where it fits.
-fn settings(
-    endpoint: &DockerEndpoint,
-    attachment: Option<&Attachment>,
-    mode: Mode,
-    here: Option<&Network>,
-) -> EndpointSettings {
-    let kept = attachment.filter(|_| mode == Mode::KeepIp);
+fn settings(endpoint: &DockerEndpoint, attachment: Option<&Attachment>, here: Option<&Network>) -> EndpointSettings {
+    let kept = attachment.filter(|attachment| attachment.keeps_address);
     let fits = |address: &String| {
         let address = address.parse().ok()?;
         here?.subnets.iter().any(|subnet| contains(subnet, address)).then_some(())

@@ -176,7 +176,8 @@ fn identity(host: &HostConfig, endpoints: &BTreeMap<String, EndpointSettings>, a
     let mut attachments = Vec::new();
     for (name, endpoint) in endpoints {
         let network = around.networks.get(name);
-        if !network.is_some_and(|network| network.keeps_addresses) {
+        let keeps_address = network.is_some_and(|network| network.keeps_addresses);
+        if !keeps_address {
             mode = Mode::NewIp;
         }
         attachments.push(Attachment {
@@ -185,6 +186,7 @@ fn identity(host: &HostConfig, endpoints: &BTreeMap<String, EndpointSettings>, a
             ipv4: address(endpoint.ip_address.as_ref()),
             ipv6: address(endpoint.global_ipv6_address.as_ref()),
             mac: endpoint.mac_address.clone().filter(|mac| !mac.is_empty()),
+            keeps_address,
         });
     }
     Identity { mode, attachments }
