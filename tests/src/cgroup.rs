@@ -3,10 +3,15 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Context, Error, Result, system};
+
+/// How long dead processes are waited for.
+const REAPING_LIMIT: Duration = Duration::from_secs(5);
 
 /// A cgroup of the unified (v2) hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,10 +68,13 @@ impl Cgroup {
         if !self.exists() {
             return Ok(());
         }
+        let mut processes = Vec::new();
+        list_processes(&self.path, &mut processes)?;
         let kill = self.path.join("cgroup.kill");
         fs::write(&kill, "1").on("kill all processes through", &kill)?;
         self.wait_until_empty()?;
         remove_tree(&self.path)?;
+        wait_until_reaped(&processes);
         let _ = self.path.parent().map(fs::remove_dir); // refused while it has other children
         Ok(())
     }
@@ -85,6 +93,29 @@ impl Cgroup {
             // A second at most: the change may have come between open and poll.
             system("wait for a cgroup to become empty", poll(&mut watched, PollTimeout::from(1000u16)))?;
         }
+    }
+}
+
+/// Adds the processes of a cgroup and of all below it to `found`.
+fn list_processes(path: &Path, found: &mut Vec<u32>) -> Result<()> {
+    let procs = path.join("cgroup.procs");
+    let text = fs::read_to_string(&procs).on("read", &procs)?;
+    found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+    for entry in fs::read_dir(path).on("list", path)? {
+        let entry = entry.on("list", path)?;
+        if entry.file_type().on("look at", &entry.path())?.is_dir() {
+            list_processes(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until killed processes are not even zombies any more. They have become children of the machine's process 1, which may reap
+/// at its leisure; nothing tells others when it does, and after [`REAPING_LIMIT`] it is its own affair.
+fn wait_until_reaped(processes: &[u32]) {
+    let end = Instant::now() + REAPING_LIMIT;
+    while Instant::now() < end && processes.iter().any(|pid| Path::new("/proc").join(pid.to_string()).exists()) {
+        thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::host;
 use crate::imds::Action;
 use crate::layout::Layout;
 use crate::state::{Engine, Power};
+use crate::test_all;
 use crate::testbed::{Options, Testbed, down};
 use crate::workload::Workload;
 
@@ -82,6 +83,8 @@ enum Command {
     Base,
     /// End the testbed, whatever state it is in.
     Down,
+    /// Check everything: format, lints, unit tests, end-to-end tests.
+    TestAll,
     /// (internal) Make one machine and watch over it.
     #[command(hide = true)]
     Supervise { spec: PathBuf },
@@ -216,6 +219,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down => {
             down(&Layout::new(&cli.name)?)?;
             (format!("testbed {} is down", cli.name), json!({"name": cli.name, "up": false}))
+        }
+        Command::TestAll => {
+            test_all::run()?;
+            return Ok(ExitCode::SUCCESS);
         }
         Command::Supervise { spec } => {
             host::supervisor::run(&spec)?;

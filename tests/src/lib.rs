@@ -18,6 +18,7 @@ pub mod machine;
 pub mod product;
 pub mod state;
 pub mod switch;
+pub mod test_all;
 pub mod testbed;
 pub mod workload;
 

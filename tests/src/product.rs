@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use crate::command::run;
 use crate::error::{Context, Result};
 use crate::host::Spec;
 use crate::host::root::write;
@@ -14,6 +16,9 @@ use crate::testbed::copy;
 
 /// The port of the daemons among each other.
 const PORT: u16 = 7077;
+
+/// What its user would do next on each host; here it is done before the first boot, so that nothing has to be restarted.
+pub const SET_UP: &[&str] = &["/usr/bin/spothop", "setup", "docker"];
 
 /// The built programs.
 #[derive(Debug)]
@@ -44,11 +49,13 @@ impl Product {
         [&product.spothop, &product.runtime, &product.unit].iter().all(|file| file.is_file()).then_some(product)
     }
 
-    /// Installs it on the hosts described by `specs`, whose roots are prepared.
+    /// Installs it on the hosts described by `specs`, whose roots are prepared. [`SET_UP`] does the rest inside each.
     ///
     /// # Errors
-    /// [`crate::Error::Io`]; [`crate::Error::Command`] when no certificate can be issued.
+    /// [`crate::Error::Io`]; [`crate::Error::Command`] when spothop cannot issue a certificate.
     pub fn install(&self, layout: &Layout, specs: &[Spec]) -> Result<()> {
+        let authority = layout.tls_dir();
+        run(self.spothop(&["cert", "init", "--dir"]).arg(&authority))?;
         for spec in specs {
             let upper = layout.machine_data_dir(&spec.name).join("upper");
             copy(&self.spothop, &upper.join("usr/bin/spothop"))?;
@@ -59,9 +66,21 @@ impl Product {
                 fs::create_dir_all(parent).on("make", parent)?;
             }
             symlink("/usr/lib/systemd/system/spothop.service", &wanted).on("enable the unit", &wanted)?;
-            write(&upper.join("etc/spothop/config.toml"), &configuration(spec, specs))?;
+            let etc = upper.join("etc/spothop");
+            write(&etc.join("config.toml"), &configuration(spec, specs))?;
+            run(self
+                .spothop(&["cert", "issue", &spec.name, "--address", &spec.address.to_string(), "--dir"])
+                .arg(&authority)
+                .arg("--out")
+                .arg(etc.join("tls")))?;
         }
         Ok(())
+    }
+
+    fn spothop(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.spothop);
+        command.args(arguments);
+        command
     }
 }
 

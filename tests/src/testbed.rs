@@ -21,7 +21,7 @@ use crate::layout::{
     host_name,
 };
 use crate::machine;
-use crate::product::Product;
+use crate::product::{Product, SET_UP};
 use crate::state::{Engine, Machine, Power, State};
 use crate::switch::Switch;
 
@@ -258,7 +258,10 @@ fn check(options: &Options) -> Result<()> {
 
 /// Makes the machines; the caller cleans up after a failure.
 fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &dyn Fn(&str)) -> Result<State> {
-    let specs: Vec<Spec> = (0..options.hosts).map(|index| host_spec(layout, options, base, index)).collect();
+    let product = Product::find(program);
+    let set_up = product.as_ref().map(|_| SET_UP.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+    let specs: Vec<Spec> =
+        (0..options.hosts).map(|index| host_spec(layout, options, base, index, set_up.clone())).collect();
     let client = Spec {
         testbed: layout.name().to_owned(),
         name: CLIENT.to_owned(),
@@ -267,7 +270,6 @@ fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &d
         base: base.to_owned(),
         role: Role::Client,
     };
-    let product = Product::find(program);
     for spec in specs.iter().chain([&client]) {
         root::prepare(spec, options.hosts)?;
         let tool = layout.machine_data_dir(&spec.name).join("upper/usr/bin/testbed");
@@ -312,7 +314,7 @@ fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &d
     })
 }
 
-fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8) -> Spec {
+fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8, set_up: Option<Vec<String>>) -> Spec {
     let name = host_name(index);
     let address = host_address(index);
     Spec {
@@ -329,6 +331,7 @@ fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8) -> Spec
                 address,
                 mac: hardware_address(address),
             },
+            set_up,
         },
         name,
     }

@@ -17,6 +17,7 @@ use nix::unistd::{close, pivot_root};
 use super::root::{BOUND, overlay};
 use super::{PATH, Role, Spec};
 use crate::cgroup::Cgroup;
+use crate::command::{command, watch};
 use crate::error::{Context, Error, Result, system};
 
 /// Device nodes that a machine gets from the one that carries it (those that are there).
@@ -45,6 +46,11 @@ pub fn run(spec_file: &Path, notify: &str) -> Result<Infallible> {
     Cgroup::at(&layout.machine_root_cgroup(&spec.name))?.join()?;
     system("leave the mount and cgroup namespaces", unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP))?;
     change_root(&spec, &layout.machine_data_dir(&spec.name))?;
+    if let Role::Host { set_up: Some(set_up), .. } = &spec.role
+        && let [program, arguments @ ..] = set_up.as_slice()
+    {
+        watch(command(program, arguments).env_clear().env("PATH", PATH))?;
+    }
     Err(Error::Start {
         program: format!("process 1 of {}", spec.name),
         source: first_program(&spec.role, notify).exec(),

@@ -13,7 +13,7 @@ use std::io::{self, BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +52,8 @@ pub enum Role {
     Host {
         /// What the metadata service tells.
         instance: Instance,
+        /// A command that is run in the root before the boot, if there is anything to set up.
+        set_up: Option<Vec<String>>,
     },
     /// The client: nothing runs but what it is told to.
     Client,
@@ -88,6 +90,8 @@ pub enum Report {
     Up {
         /// Process 1, as the carrying machine numbers it.
         pid: i32,
+        /// The supervisor itself.
+        supervisor: i32,
     },
     /// It will not come up.
     Failed {
@@ -101,7 +105,8 @@ pub enum Report {
 pub struct Starting {
     spec: Spec,
     layout: Layout,
-    supervisor: Child,
+    /// Where the supervisor says its [`Report`].
+    report: Option<ChildStdout>,
 }
 
 /// Starts a machine whose root is prepared. `program` is the testbed binary.
@@ -114,11 +119,15 @@ pub fn start(program: &Path, spec: Spec) -> Result<Starting> {
     spec.save(&spec_file)?;
     let console = layout.console(&spec.name);
     let log = fs::File::create(&console).on("create", &console)?;
-    let mut command = Command::new(program);
-    command.arg("supervise").arg(&spec_file).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
-    let supervisor =
-        command.spawn().map_err(|source| Error::Start { program: program.display().to_string(), source })?;
-    Ok(Starting { spec, layout, supervisor })
+    // A session of its own, and a child of the machine's process 1 from the beginning: it outlives us, and others end it.
+    let mut setsid = command("setsid", ["--fork"]);
+    setsid.arg(program).arg("supervise").arg(&spec_file);
+    setsid.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).current_dir("/");
+    let failed = |source| Error::Start { program: "setsid".to_owned(), source };
+    let mut forking = setsid.spawn().map_err(failed)?;
+    let report = forking.stdout.take();
+    forking.wait().map_err(failed)?;
+    Ok(Starting { spec, layout, report })
 }
 
 impl Starting {
@@ -126,19 +135,19 @@ impl Starting {
     ///
     /// # Errors
     /// [`Error::Boot`] with the last lines of its console.
-    pub fn wait(mut self) -> Result<Machine> {
+    pub fn wait(self) -> Result<Machine> {
         let mut line = String::new();
-        let read = match self.supervisor.stdout.take() {
-            Some(stdout) => BufReader::new(stdout).read_line(&mut line),
+        let read = match self.report {
+            Some(pipe) => BufReader::new(pipe).read_line(&mut line),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
         let reason = match (read, serde_json::from_str(&line)) {
-            (_, Ok(Report::Up { pid })) => {
+            (_, Ok(Report::Up { pid, supervisor })) => {
                 return Ok(Machine {
                     name: self.spec.name,
                     address: self.spec.address,
                     pid,
-                    supervisor: self.supervisor.id().cast_signed(),
+                    supervisor,
                     power: Power::On,
                 });
             }
@@ -164,7 +173,7 @@ impl Machine {
         I: IntoIterator<Item = S>,
         S: AsRef<std::ffi::OsStr>,
     {
-        if self.power == Power::Off || !self.cgroup(layout)?.exists() {
+        if self.power == Power::Off || !self.runs(layout) {
             return Err(Error::HostOff(self.name.clone()));
         }
         let mut command = Command::new(program);
@@ -174,6 +183,13 @@ impl Machine {
             .arg("--")
             .args(arguments);
         Ok(command)
+    }
+
+    /// Whether its process 1 is there, and is what it was: numbers of dead processes are given to others.
+    fn runs(&self, layout: &Layout) -> bool {
+        let root = layout.machine_root_cgroup(&self.name);
+        fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
+            .is_ok_and(|cgroups| cgroups.contains(&format!("/{}", root.display())))
     }
 
     /// The cgroup that all its processes are in.

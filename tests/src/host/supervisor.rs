@@ -10,7 +10,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::{sethostname, setsid};
+use nix::unistd::sethostname;
 use tokio::process::{Child, Command};
 
 use super::{Report, Role, Spec};
@@ -41,7 +41,6 @@ pub fn run(spec_file: &Path) -> Result<()> {
 
 fn supervise(spec: &Spec, spec_file: &Path) -> Result<()> {
     let layout = spec.layout()?;
-    system("start a session", setsid().map(drop))?;
     // Below the machine's cgroup: killing that ends supervisor and machine alike.
     Cgroup::at(&layout.machine_cgroup(&spec.name))?.child("supervisor").join()?;
     system(
@@ -62,7 +61,7 @@ fn supervise(spec: &Spec, spec_file: &Path) -> Result<()> {
         notify_socket.set_nonblocking(true).on("set the mode of", notify)?;
         let notify_socket = tokio::net::UnixDatagram::from_std(notify_socket).on("bind", notify)?;
         let metadata = match &spec.role {
-            Role::Host { instance } => {
+            Role::Host { instance, .. } => {
                 Some(imds::Server::bind(instance.clone(), &layout.imds_socket(&spec.name)).await?)
             }
             Role::Client => None,
@@ -124,7 +123,7 @@ async fn watch_over(mut first: Child, notify: Option<tokio::net::UnixDatagram>) 
             end = first.wait() => return Err(ended(end)),
         }
     }
-    report(&Report::Up { pid });
+    report(&Report::Up { pid, supervisor: std::process::id().cast_signed() });
     let _ = first.wait().await; // however it ends, the machine is off
     Ok(())
 }
