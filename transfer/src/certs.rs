@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
@@ -199,15 +200,7 @@ pub fn issue(
 
     let generate = |source| Error::Generate { subject: host.to_owned(), source: Arc::new(source) };
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(generate)?;
-    let mut params = parameters(host, &random_serial(), HOST_VALIDITY);
-    let name = host.try_into().map_err(generate)?;
-    params.subject_alt_names = vec![SanType::DnsName(name)];
-    params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    // Any host may be source or target.
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
+    let params = host_parameters(host.try_into().map_err(generate)?, host, addresses);
     let certificate = params.signed_by(&key, &issuer).map_err(generate)?;
 
     make_directory(out_dir)?;
@@ -276,6 +269,18 @@ fn parameters(common_name: &str, serial: &[u8], validity: Duration) -> Certifica
     params
 }
 
+fn host_parameters(name: Ia5String, host: &str, addresses: &[IpAddr]) -> CertificateParams {
+    let mut params = parameters(host, &random_serial(), HOST_VALIDITY);
+    params.subject_alt_names = vec![SanType::DnsName(name)];
+    params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    // Any host may be source or target.
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params
+}
+
 /// 16 random bytes with the top bit clear (a serial number is a positive integer of at most 20 bytes, RFC 5280 4.1.2.2).
 fn random_serial() -> [u8; 16] {
     let mut serial = crate::tls::random_bytes();
@@ -323,6 +328,23 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), Error> {
         fs::rename(&temporary, path)
     };
     put().map_err(|source| Error::File { action: "write", path: path.to_owned(), source: Arc::new(source) })
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Issues the certificate in `out_dir` again, for the same key, but valid only until yesterday.
+    pub(crate) fn expire(ca_dir: &Path, host: &str, out_dir: &Path) {
+        let ca_key = KeyPair::from_pem(&read(&ca_dir.join(CA_KEY)).unwrap()).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&read(&ca_dir.join(CA_CERTIFICATE)).unwrap(), ca_key).unwrap();
+        let key = KeyPair::from_pem(&read(&out_dir.join(HOST_KEY)).unwrap()).unwrap();
+        let mut params = host_parameters(host.try_into().unwrap(), host, &[]);
+        params.not_before = (SystemTime::now() - 2 * DAY).into();
+        params.not_after = (SystemTime::now() - DAY).into();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        write(&out_dir.join(HOST_CERTIFICATE), &certificate.pem(), 0o644).unwrap();
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ mod codec;
 pub mod error;
 pub mod session;
 mod socket;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod version;
 mod wire;

@@ -4,6 +4,9 @@ pub(crate) mod files;
 pub(crate) mod stream;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 /// Raw length of the chunks that this side sends. Large enough that header, task switch and system calls hardly count, small enough that

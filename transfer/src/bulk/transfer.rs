@@ -174,10 +174,11 @@ impl<'a> Transfer<'a> {
                 Ok(self.context.meter.stats(self.begun.elapsed()))
             }
             Err(error) => {
-                let error = self.first_cause(error).await;
                 if !matches!(error, Error::Peer { .. }) {
                     self.aborter.abort(self.context.number, error.abort_code(), error.to_string());
                 }
+                self.concluded = true;
+                let error = self.first_cause(error).await;
                 Err(error)
             }
         };
@@ -215,7 +216,7 @@ impl<'a> Transfer<'a> {
         }
     }
 
-    /// A broken connection may be only the echo of what the peer is about to say.
+    /// A broken connection may be only the echo of what the peer is about to say; unless to the peer, too, it is no more than broken.
     async fn first_cause(&mut self, error: Error) -> Error {
         if !error.is_connection_loss() || self.control.check().is_err() {
             return error;
@@ -229,7 +230,7 @@ impl<'a> Transfer<'a> {
             }
         });
         match peer.await {
-            Ok(Err(cause @ Error::Peer { .. })) => cause,
+            Ok(Err(cause @ Error::Peer { code, .. })) if code != AbortCode::Connection => cause,
             _ => error,
         }
     }

@@ -3,6 +3,8 @@
 mod control;
 mod handshake;
 mod listener;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
