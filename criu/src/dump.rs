@@ -22,7 +22,9 @@ use nix::sched::{CloneFlags, unshare};
 use crate::TcpMode;
 use crate::command::{self, CommandError};
 use crate::criu_config::{self, Options};
+use crate::handoff::RESTORE_ROOT;
 use crate::log::Triage;
+use crate::netns::OwnNetns;
 use crate::runtime_state::{RuntimeState, StateError};
 
 pub use crate::runtime_state::find_runtime_root;
@@ -97,17 +99,13 @@ pub enum DumpError {
     /// The runtime could not be run.
     #[error(transparent)]
     Runtime(#[from] CommandError),
-    /// CRIU or the runtime failed before the action script was asked.
-    #[error("checkpoint of container {container_id} failed: {triage} [{runtime_says}; log: {log}]")]
+    /// CRIU or the runtime failed before the action script was asked. CRIU's whole log is `dump.log` in the work directory.
+    #[error("checkpoint of container {container_id:.12} failed: {cause}")]
     Failed {
         /// The container.
         container_id: String,
-        /// What CRIU's log says.
-        triage: Triage,
-        /// The runtime's last words.
-        runtime_says: String,
-        /// CRIU's log.
-        log: PathBuf,
+        /// What CRIU's log says, or else the runtime's own words.
+        cause: String,
     },
     /// The runtime reported success, and the image set is not whole. Nothing may be done with it.
     #[error(
@@ -142,7 +140,15 @@ impl Checkpoint {
             mount(Some(&ours), &target, NONE, MsFlags::MS_BIND, NONE).map_err(|e| prepare(&target)(e.into()))?;
             Ok(command::output(&mut self.command(), None)?)
         })?;
-        self.outcome(&output)
+        remove_own_mount_target(&target);
+        let outcome = self.outcome(&output)?;
+        if outcome == Outcome::Killed {
+            // runc has forgotten the container, so nobody asks the wrapper to delete what it made for it.
+            if let Some(own) = state.netns_path.as_deref().and_then(OwnNetns::at) {
+                own.delete();
+            }
+        }
+        Ok(outcome)
     }
 
     fn options(&self, state: &RuntimeState) -> Options {
@@ -181,13 +187,8 @@ impl Checkpoint {
         if held && missing.is_none() {
             return Ok(Outcome::Resumed);
         }
-        let log = self.work_dir.join("dump.log");
-        Err(DumpError::Failed {
-            container_id: self.container_id.clone(),
-            triage: Triage::of_file(&log),
-            runtime_says: command::message(output),
-            log,
-        })
+        let cause = Triage::of_file(&self.work_dir.join("dump.log")).or_else(|| command::message(output));
+        Err(DumpError::Failed { container_id: self.container_id.clone(), cause })
     }
 }
 
@@ -205,6 +206,18 @@ fn make_mount_target(path: &Path) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     fs::File::create(path).map(drop)
+}
+
+/// The file that a container restored by us names lies in the directory of a migration that is long over: what was made
+/// there for this dump goes again, unlike [`criu_config::RUNC_DEFAULT`], which other dumps may be covering.
+fn remove_own_mount_target(path: &Path) {
+    if path.starts_with(RESTORE_ROOT) {
+        // Left behind they are an empty file and directory on a tmpfs, and used again by the next dump.
+        let _ = fs::remove_file(path);
+        if let Some(directory) = path.parent() {
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 /// Runs `work` on a thread whose mount namespace is a private copy of ours; processes that it starts are in it as well.

@@ -29,6 +29,10 @@ const NOISE: &[&str] = &[
 
 /// A piece of an error line, and what it means. The first that fits is taken.
 const ADVICE: &[(&str, &str)] = &[
+    (
+        "suspending seccomp failed",
+        "the daemon runs under a seccomp filter of its own; use spothop.service as it is shipped, without SystemCallFilter, RestrictRealtime, LockPersonality and the like",
+    ),
     ("io_uring", "a task uses io_uring, which CRIU cannot move; turn io_uring off in the application"),
     ("multipathtcp", "a Go program listens with multipath TCP, which CRIU cannot move; set GODEBUG=multipathtcp=0"),
     (
@@ -108,6 +112,11 @@ impl Triage {
         let folded = error.map(str::to_lowercase).unwrap_or_default();
         let advice = ADVICE.iter().find(|(piece, _)| folded.contains(&piece.to_lowercase()));
         Self { error: error.map(str::to_owned), advice: advice.map(|(_, advice)| (*advice).to_owned()) }
+    }
+
+    /// CRIU's words, or somebody else's if the log has none.
+    pub fn or_else(&self, other: impl FnOnce() -> String) -> String {
+        if self.error.is_some() { self.to_string() } else { other() }
     }
 }
 

@@ -14,8 +14,14 @@ use crate::command;
 /// Where iproute2 names namespaces.
 const NAMED: &str = "/run/netns";
 
+/// How the names of ours begin.
+const PREFIX: &str = "spothop-";
+
 /// Metric of our default route: worse than anything that an engine sets, so it never wins once a real one is there.
 const METRIC: u32 = 4_000_000;
+
+/// The mark of packets that CRIU sends to itself (`SOCCR_MARK` in soccr/soccr.h).
+const CRIU_MARK: &str = "0xC114";
 
 /// A named network namespace made by us: `/run/netns/spothop-<suffix>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,12 +33,18 @@ impl OwnNetns {
     /// The namespace of `migration`; nothing is created. Its name ends in the id's last 12 digits, the random ones.
     pub fn of(migration: &str) -> Self {
         let start = migration.len().saturating_sub(12);
-        Self { name: format!("spothop-{}", migration.get(start..).unwrap_or(migration)) }
+        Self { name: format!("{PREFIX}{}", migration.get(start..).unwrap_or(migration)) }
     }
 
     /// The namespace called `name` in `/run/netns`.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into() }
+    }
+
+    /// The one whose file is `path`, if that is a namespace made by us.
+    pub fn at(path: &Path) -> Option<Self> {
+        let name = path.strip_prefix(NAMED).ok()?.to_str()?;
+        name.starts_with(PREFIX).then(|| Self::named(name))
     }
 
     /// Its name.
@@ -144,13 +156,15 @@ fn default_prefixes(addresses: &[IpAddr]) -> impl Iterator<Item = &'static str> 
     v4.into_iter().chain(v6)
 }
 
-/// Drops what the namespace's own stack would send or take.
+/// Drops what the namespace's own stack would send or take. CRIU brings half-closed connections into their state by packets
+/// that it sends to itself, marked: they pass.
 fn drop_rules() -> String {
     let mut text = silence::absent("inet");
     text.push_str("add table inet spothop\n");
     for hook in ["input", "output"] {
         text.push_str(&format!(
-            "add chain inet spothop {hook} {{ type filter hook {hook} priority -500; policy drop; }}\n"
+            "add chain inet spothop {hook} {{ type filter hook {hook} priority -500; policy drop; }}\n\
+             add rule inet spothop {hook} meta mark {CRIU_MARK} accept\n"
         ));
     }
     text
@@ -169,6 +183,15 @@ mod tests {
         let undone: Vec<String> = down.lines().map(|l| l.replace(" del ", " add ")).collect();
         assert!(undone.iter().all(|line| up.lines().any(|l| l == line)), "{down}");
         assert_eq!(undone.len(), 4);
+    }
+
+    #[test]
+    fn only_our_own_namespaces_are_known_by_their_path() {
+        let own = OwnNetns::of("0191e0a0-0000-7000-8000-0000000000ff");
+        assert_eq!(OwnNetns::at(&own.path()), Some(own));
+        for other in ["/run/netns/cni-1", "/var/run/docker/netns/spothop-1", "/proc/7/ns/net"] {
+            assert_eq!(OwnNetns::at(Path::new(other)), None, "{other}");
+        }
     }
 
     #[test]

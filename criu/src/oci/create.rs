@@ -146,13 +146,9 @@ fn wait_until_held(held: &UnixListener, keeper: &mut Child, directory: &Director
 
 /// Why the restore in `directory` failed.
 pub(super) fn failure(directory: &Directory) -> OciError {
-    let log = directory.work().join("restore.log");
-    let ending = keeper::ending(directory.path());
-    OciError::Restore {
-        triage: Triage::of_file(&log),
-        runtime_says: ending.map_or_else(|| "the restore was killed".to_owned(), |ending| ending.status),
-        log,
-    }
+    let runtime_says =
+        || keeper::ending(directory.path()).map_or_else(|| "the restore was killed".to_owned(), |ending| ending.status);
+    OciError::Restore { cause: Triage::of_file(&directory.work().join("restore.log")).or_else(runtime_says) }
 }
 
 /// As runc writes it: without a newline, and never half.

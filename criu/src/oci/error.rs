@@ -37,8 +37,8 @@ pub(super) enum OciError {
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// CRIU or the runtime failed.
-    #[error("restore failed: {triage} [{runtime_says}; log: {}]", log.display())]
-    Restore { triage: Triage, runtime_says: String, log: PathBuf },
+    #[error("restore failed: {cause}")]
+    Restore { cause: String },
 }
 
 /// `map_err` helper: what was done to which file.
