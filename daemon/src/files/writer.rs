@@ -177,12 +177,13 @@ impl<W: Write> Writer<W> {
             attributes: Vec::new(),
         };
         let inode = (now.device, now.inode, now.ctime);
-        if !now.is_dir() && now.links > 1 {
-            if let Some(first) = self.links.get(&inode) {
-                member.kind = Kind::Link { target: first.clone() };
-                self.put(&member, io::empty())?;
-                return Ok(true);
-            }
+        if !now.is_dir()
+            && now.links > 1
+            && let Some(first) = self.links.get(&inode)
+        {
+            member.kind = Kind::Link { target: first.clone() };
+            self.put(&member, io::empty())?;
+            return Ok(true);
         }
         member.attributes = self.attributes(tree, &place, full)?;
         let kind = SFlag::from_bits_truncate(stat.st_mode & libc_kind::MASK);

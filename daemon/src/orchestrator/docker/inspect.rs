@@ -417,4 +417,4 @@ fn docker_endpoints(id: &str, endpoints: &BTreeMap<String, EndpointSettings>) ->
 
 #[cfg(test)]
 #[path = "inspect_tests.rs"]
-mod tests;
+pub(crate) mod tests;
