@@ -246,7 +246,9 @@ mod tests {
         fs::write(scratch.path().join("restored.json"), r#"{"success":false,"status":"runtime: exit status: 1"}"#)
             .unwrap();
         let text = failure(&directory).to_string();
-        assert!(text.contains("Can't bind inet socket") && text.contains("exit status: 1"), "{text}");
+        assert!(text.contains("Can't bind inet socket"), "{text}");
+        fs::remove_file(directory.work().join("restore.log")).unwrap();
+        assert_eq!(failure(&directory).to_string(), "restore failed: runtime: exit status: 1");
     }
 
     #[test]

@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::handoff::HandoffError;
-use crate::log::Triage;
 use crate::netns::NetnsError;
 
 /// Why `create`, `start` or `delete` of a migrated container failed.

@@ -1,6 +1,7 @@
 //! How a migration ends at the source: given away after COMMIT, or gone on with after ABORT. Also by a daemon that comes
 //! back and finds the verdict (or none yet) in the journal.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,14 +189,21 @@ impl Ending {
                 Ok(self.context.engine.resume_restarts(&container, &policy).await?)
             }
             Step::Checkpoint => Ok(()),
-            blocking => unpanicked(spawn_blocking(move || undo_blocking(blocking)).await),
+            blocking => {
+                let (state, id) = (self.context.state.clone(), self.track.id.to_string());
+                unpanicked(spawn_blocking(move || undo_blocking(blocking, &state, &id)).await)
+            }
         }
     }
 }
 
-fn undo_blocking(step: Step) -> Result<(), Error> {
+fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error> {
     match step {
-        Step::Workspace { directory } => Ok(Workspace::at(directory).remove()?),
+        Step::Workspace { directory } => {
+            let workspace = Workspace::at(directory);
+            workspace.keep_logs(state, migration);
+            Ok(workspace.remove()?)
+        }
         Step::Freeze { init_pid } if is_alive(init_pid) => Ok(Freezer::of_pid(init_pid)?.thaw()?),
         Step::Silence { init_pid } if is_alive(init_pid) => Ok(netns::unsilence(init_pid)?),
         _ => Ok(()),

@@ -469,7 +469,12 @@ async fn undo(context: &Context, track: &Track, reason: String) {
         for (id, step) in track.unsettled().await? {
             match step {
                 Step::Workspace { directory } => {
-                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove()).await)?;
+                    let (workspace, state, id) = (Workspace::at(directory), context.state.clone(), track.id.to_string());
+                    let removed = spawn_blocking(move || {
+                        workspace.keep_logs(&state, &id);
+                        workspace.remove()
+                    });
+                    unpanicked(removed.await)?;
                 }
                 Step::Create { offer } => context.engine.discard(&offer.recipe, &offer.migration).await?,
                 Step::Pending { marker } => remove_marker(marker)?,

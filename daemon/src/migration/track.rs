@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::broadcast;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Error, Phase, Side, Step, Verdict};
 use crate::api::{Event, EventKind, MigrationView, Outcome};
@@ -192,7 +192,16 @@ impl Track {
     }
 
     fn announce(&self, what: EventKind) {
-        info!(migration = %self.id, side = %self.side, container = %self.container, event = ?what, "migration");
+        let (container, side) = (&self.container, self.side);
+        match &what {
+            EventKind::Phase { phase } => info!(migration = %self.id, %side, "{container}: {phase}"),
+            EventKind::Finished { outcome: Outcome::Moved, .. } => info!(migration = %self.id, %side, "{container}: moved"),
+            EventKind::Finished { outcome: Outcome::Aborted, reason } => {
+                let reason = reason.as_deref().unwrap_or("no reason given");
+                warn!(migration = %self.id, %side, "{container}: aborted: {reason}");
+            }
+            EventKind::Progress { .. } => {}
+        }
         self.tell(what);
     }
 
