@@ -1,5 +1,7 @@
 //! The program `spothop`: the daemon, its command line, and the action script that CRIU calls.
 
+mod logging;
+
 use std::env;
 use std::path::Path;
 use std::process::{ExitCode, Termination};
@@ -12,9 +14,6 @@ use spothop::daemon;
 use spothop::migration::gate;
 use spothop_criu::hook::Event;
 use tokio::runtime::Builder;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 fn main() -> ExitCode {
     // CRIU runs its action script by a bare path, so that the name is all there is to know it by.
@@ -54,7 +53,7 @@ fn run_action(action: cli::args::Action, global: &Global) -> Exit {
 }
 
 fn run_daemon(global: &Global) -> Exit {
-    start_logging();
+    logging::start();
     let result = Config::load(global.config.as_deref()).map_err(anyhow::Error::from).and_then(|config| {
         let runtime = Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
         Ok(runtime.block_on(daemon::run(config, &global.socket))?)
@@ -65,17 +64,5 @@ fn run_daemon(global: &Global) -> Exit {
             tracing::error!("{}", render_error(error.as_ref(), Exit::Failed, false));
             Exit::Failed
         }
-    }
-}
-
-/// To the journal under systemd, with fields; to standard error otherwise. `SPOTHOP_LOG` filters, as in
-/// `SPOTHOP_LOG=debug` or `SPOTHOP_LOG=info,spothop::migration=trace`.
-fn start_logging() {
-    let filter = EnvFilter::try_from_env("SPOTHOP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let registry = tracing_subscriber::registry().with(filter);
-    // systemd sets JOURNAL_STREAM when standard error goes to the journal (systemd.exec(5)).
-    match env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok()) {
-        Some(journal) => registry.with(journal).init(),
-        None => registry.with(tracing_subscriber::fmt::layer().with_writer(std::io::stderr)).init(),
     }
 }

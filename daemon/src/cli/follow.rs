@@ -52,7 +52,13 @@ pub(super) async fn follow(
     let mut said_lost = false;
     loop {
         let error = match events_until_broken(client, migrations, &mut watch, &mut view, &mut heard, output).await {
-            Ok(()) if !migrations.is_empty() && watch.done() => return Ok(watch),
+            Ok(()) if !migrations.is_empty() && watch.done() => {
+                if let View::Bars { all, .. } = &view {
+                    // The result says it all once more; if they cannot be cleared they stay, which does no harm.
+                    let _ = all.clear();
+                }
+                return Ok(watch);
+            }
             // The stream ended before the migrations did: the daemon is being stopped.
             Ok(()) => None,
             Err(CliError::Client(e @ (ClientError::Unreachable { .. } | ClientError::Interrupted { .. }))) => Some(e),
