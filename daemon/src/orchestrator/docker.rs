@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bollard::errors::Error as DockerError;
-use bollard::models::{ContainerInspectResponse, ContainerUpdateBody, RestartPolicyNameEnum};
+use bollard::models::{ContainerInspectResponse, ContainerUpdateBody, ImageInspect, RestartPolicyNameEnum};
 use bollard::query_parameters::{
     InspectContainerOptions, ListContainersOptionsBuilder, ListNetworksOptions, RemoveContainerOptionsBuilder,
     WaitContainerOptionsBuilder,
@@ -91,8 +91,12 @@ impl Docker {
     async fn container(&self, found: ContainerInspectResponse, around: &mut Surroundings) -> Result<Container, Error> {
         let image_id = found.image.clone().unwrap_or_default();
         let reference = found.config.as_ref().and_then(|config| config.image.clone()).unwrap_or_default();
-        let image = self.client.inspect_image(&image_id).await;
-        let image = image.map_err(self.failed(format!("inspect image {image_id}")))?;
+        let image = match self.client.inspect_image(&image_id).await {
+            Ok(image) => image,
+            // One such container must not keep the others from being listed.
+            Err(error) if status(&error) == Some(404) => ImageInspect::default(),
+            Err(error) => return Err(self.failed(format!("inspect image {image_id}"))(error)),
+        };
         let image = inspect::image(reference, image_id, image);
         let volumes = inspect::volume_names(&found);
         let volumes = try_join_all(volumes.into_iter().map(|name| async move {

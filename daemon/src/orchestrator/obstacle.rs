@@ -140,6 +140,12 @@ pub enum Obstacle {
         /// The links as the engine has them, with commas between.
         links: String,
     },
+    /// The image has been removed under the running container.
+    #[error("its image {image} is not on this host any more, and no other host could be given it; pull it again")]
+    NoImage {
+        /// What the user calls it.
+        image: String,
+    },
     /// An image for another operating system.
     #[error("its image is made for {os}, not for linux")]
     ImageOs {

@@ -255,8 +255,8 @@ fn body(
         stop_timeout,
         shell,
     } = docker.config.clone();
-    // Docker refuses a host name for a container that uses the host's, and inspect shows the host's in its place.
-    let own_name = host_config.uts_mode.as_deref() != Some("host") && recipe.network.mode != Mode::Host;
+    // Docker refuses a host name for a container that uses the host's.
+    let own_name = host_config.uts_mode.as_deref() != Some("host");
     ContainerCreateBody {
         hostname: hostname.filter(|_| own_name),
         domainname: domainname.filter(|_| own_name),

@@ -99,8 +99,10 @@ pub(super) fn container(
     if let Some(service) = labels.get("com.docker.swarm.service.name") {
         obstacles.push(Obstacle::SwarmTask { service: service.clone() });
     }
-    if image.os != "linux" && !image.os.is_empty() {
-        obstacles.push(Obstacle::ImageOs { os: image.os.clone() });
+    match image.os.as_str() {
+        "linux" => {}
+        "" => obstacles.push(Obstacle::NoImage { image: image.reference.clone() }),
+        os => obstacles.push(Obstacle::ImageOs { os: os.to_owned() }),
     }
     let runtime = host.runtime.clone().unwrap_or_default();
     if !RUNC_NAMES.contains(&runtime.as_str()) {

@@ -243,6 +243,13 @@ fn a_container_without_a_process_is_not_running() {
 }
 
 #[test]
+fn a_container_whose_image_is_gone_is_still_listed() {
+    let image = image("redis:7".to_owned(), "sha256:1".to_owned(), ImageInspect::default());
+    let container = container(found(&[]), image, &around()).expect("a container");
+    assert_eq!(container.obstacles, [Obstacle::NoImage { image: "redis:7".to_owned() }]);
+}
+
+#[test]
 fn lost_names_of_an_image_are_no_names() {
     let image = redis();
     assert_eq!((image.tags.as_slice(), image.digests.len()), (["python:latest".to_owned()].as_slice(), 1));
