@@ -15,7 +15,7 @@ use super::{Docker, by_name, inspect, made_by, status};
 use crate::orchestrator::network::contains;
 use crate::orchestrator::{
     Attachment, CreateOptions, Created, CreatedVolume, DockerEndpoint, DockerRecipe, EngineRecipe, Error, MIGRATION,
-    Mode, Network, Orchestrator, RUNTIME, Recipe, VolumeRecipe,
+    Network, Orchestrator, RUNTIME, Recipe, VolumeRecipe,
 };
 
 /// Docker's network for containers that name none.
