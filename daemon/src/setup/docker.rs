@@ -192,7 +192,8 @@ where
         // Not `swap_remove`: the others keep their order.
         Some(_) => runtimes.shift_remove(RUNTIME),
     };
-    if runtimes.is_empty() {
+    let last = runtimes.is_empty();
+    if last {
         root.shift_remove("runtimes");
     }
     if root.get("default-runtime").is_some_and(|default| default == RUNTIME) {
@@ -203,7 +204,14 @@ where
         return Err(SetupError::InUse { containers });
     }
     let (changed, backup) = replace(daemon_json, Some(&old), &root)?;
-    Ok(Report { changed, backup, next: vec![reload_advice("forget the runtime")], ..unchanged })
+    let next = if last {
+        // Seen on Docker 28: a reload replaces the list of runtimes only when the file has one.
+        "Docker forgets the runtime when it is started the next time; until then it is known, and merely not used"
+            .to_owned()
+    } else {
+        reload_advice("forget the runtime")
+    };
+    Ok(Report { changed, backup, next: vec![next], ..unchanged })
 }
 
 /// Names of all containers, running or not, that were created with the runtime.
@@ -429,7 +437,8 @@ mod tests {
         host.install().unwrap();
         let second = host.install().unwrap();
         assert!(!second.changed && second.backup.is_none() && second.created.is_empty());
-        assert!(host.remove(&[]).await.unwrap().changed);
+        let undone = host.remove(&[]).await.unwrap();
+        assert!(undone.changed && undone.next[0].contains("systemctl reload docker"));
         assert_eq!(host.text(), OTHERS);
         assert!(!host.remove(&[]).await.unwrap().changed);
     }
@@ -490,6 +499,15 @@ mod tests {
         let error = host.remove(&[]).await.unwrap_err();
         insta::assert_snapshot!(host.message(&error), @"/etc/docker/daemon.json: `spothop` is the default-runtime, and Docker would not start without it; set another default-runtime first");
         assert_eq!(host.text(), text);
+    }
+
+    #[tokio::test]
+    async fn undo_leaves_no_empty_list_and_says_that_docker_remembers_until_it_restarts() {
+        let host = Host::new(Some("{}\n"));
+        host.install().unwrap();
+        let undone = host.remove(&[]).await.unwrap();
+        assert_eq!(host.text(), "{}\n");
+        assert!(undone.next[0].contains("started the next time"), "{undone}");
     }
 
     #[tokio::test]
