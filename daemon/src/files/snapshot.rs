@@ -53,30 +53,30 @@ impl Seen {
     /// As seen in a writable layer, where a character device 0/0 is a whiteout, and nothing else about it matters. (Overlayfs makes
     /// all whiteouts of a layer links of one inode, whose time and number of links change with every new one.)
     pub(super) fn in_layer(self, layer: bool) -> Self {
-        let kind = self.mode & libc_kind::MASK;
-        if !layer || kind != libc_kind::CHARACTER || self.rdev != 0 {
+        let kind = self.mode & kinds::MASK;
+        if !layer || kind != kinds::CHARACTER || self.rdev != 0 {
             return self;
         }
         Self { device: 0, inode: 0, mode: kind, links: 1, size: 0, rdev: 0, ctime: (0, 0), opaque: false }
     }
 
     pub(super) fn is_dir(&self) -> bool {
-        self.mode & libc_kind::MASK == libc_kind::DIRECTORY
+        self.mode & kinds::MASK == kinds::DIRECTORY
     }
 
     pub(super) fn is_file(&self) -> bool {
-        self.mode & libc_kind::MASK == libc_kind::FILE
+        self.mode & kinds::MASK == kinds::FILE
     }
 
     /// The same inode, and the same kind of it.
     fn is_same_inode(&self, other: &Self) -> bool {
-        let kind = |seen: &Self| seen.mode & libc_kind::MASK;
+        let kind = |seen: &Self| seen.mode & kinds::MASK;
         (self.device, self.inode, kind(self)) == (other.device, other.inode, kind(other))
     }
 }
 
 /// Kinds of `st_mode`.
-pub(super) mod libc_kind {
+pub(super) mod kinds {
     use nix::sys::stat::SFlag;
 
     pub(crate) const MASK: u32 = SFlag::S_IFMT.bits();

@@ -5,11 +5,11 @@ fn seen(inode: u64, kind: u32, ctime: i64) -> Seen {
 }
 
 fn dir(inode: u64, ctime: i64) -> Seen {
-    seen(inode, libc_kind::DIRECTORY, ctime)
+    seen(inode, kinds::DIRECTORY, ctime)
 }
 
 fn file(inode: u64, ctime: i64) -> Seen {
-    seen(inode, libc_kind::FILE, ctime)
+    seen(inode, kinds::FILE, ctime)
 }
 
 fn opaque(seen: Seen) -> Seen {
@@ -129,7 +129,7 @@ fn files_without_time_stamps_are_always_sent_again() {
 
 #[test]
 fn whiteouts_are_links_of_one_inode_and_still_sent_once() {
-    let whiteout = |ctime| Seen { links: 3, ..seen(5, libc_kind::CHARACTER, ctime) }.in_layer(true);
+    let whiteout = |ctime| Seen { links: 3, ..seen(5, kinds::CHARACTER, ctime) }.in_layer(true);
     let before = [("", dir(1, 1)), ("a", whiteout(1))];
     let now = [("", dir(1, 2)), ("a", whiteout(2)), ("b", whiteout(2))];
     assert_eq!(difference(&before, &now), told("/ b", "", ""));

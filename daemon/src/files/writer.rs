@@ -18,7 +18,7 @@ use tar::Builder;
 
 use super::beneath::{Beneath, Place};
 use super::member::{END, HEADER, Header, Kind, MAX_SEGMENTS, Member, Pass, REMOVED, VERSION, write_note};
-use super::snapshot::{Seen, Snapshot, Stamp, is_gone, libc_kind, list};
+use super::snapshot::{Seen, Snapshot, Stamp, is_gone, kinds, list};
 use super::{Error, Totals, Tree, TreeName};
 
 /// Holes shorter than this are sent as zeros: a segment costs more than it saves.
@@ -186,7 +186,7 @@ impl<W: Write> Writer<W> {
             return Ok(true);
         }
         member.attributes = self.attributes(tree, &place, full)?;
-        let kind = SFlag::from_bits_truncate(stat.st_mode & libc_kind::MASK);
+        let kind = SFlag::from_bits_truncate(stat.st_mode & kinds::MASK);
         member.kind = match kind {
             SFlag::S_IFDIR => Kind::Directory { fresh },
             SFlag::S_IFLNK => Kind::Symlink { target: readlinkat(&handle, "").map_err(Error::io("read", full))? },

@@ -102,7 +102,7 @@ pub(super) fn keeps_addresses(driver: &str, ipvlan_mode: Option<&str>) -> bool {
     }
 }
 
-/// The address family decides where an address goes in an engine's API; whether `subnet` (CIDR) contains it decides whether it goes there at all.
+/// Whether a subnet in CIDR notation contains an address. Nonsense contains nothing.
 pub(super) fn contains(subnet: &str, address: IpAddr) -> bool {
     let Some((network, length)) = subnet.split_once('/') else { return false };
     let (Ok(network), Ok(length)) = (network.parse::<IpAddr>(), length.parse::<u32>()) else { return false };

@@ -41,7 +41,7 @@ pub(crate) fn around() -> Surroundings {
     }
 }
 
-pub(crate) fn redis() -> Image {
+pub(crate) fn python() -> Image {
     let found = json!({
         "Id": "sha256:1", "RepoTags": ["python:latest", "<none>:<none>"], "RepoDigests": ["python@sha256:2", "<none>@<none>"],
         "Architecture": "arm64", "Os": "linux", "Variant": "v8", "Size": 42,
@@ -50,7 +50,7 @@ pub(crate) fn redis() -> Image {
 }
 
 pub(crate) fn judge(changes: &[(&str, Value)], around: &Surroundings) -> Container {
-    container(found(changes), redis(), around).expect("a container")
+    container(found(changes), python(), around).expect("a container")
 }
 
 fn docker(container: &Container) -> &DockerRecipe {
@@ -238,7 +238,7 @@ fn surroundings_can_speak_against_it() {
 #[test]
 fn a_container_without_a_process_is_not_running() {
     let changes = [("/State/Pid", json!(0)), ("/State/Running", json!(false)), ("/State/Status", json!("exited"))];
-    let error = container(found(&changes), redis(), &around()).expect_err("refused").to_string();
+    let error = container(found(&changes), python(), &around()).expect_err("refused").to_string();
     assert!(error.contains("full") && error.contains("exited"), "{error}");
 }
 
@@ -251,7 +251,7 @@ fn a_container_whose_image_is_gone_is_still_listed() {
 
 #[test]
 fn lost_names_of_an_image_are_no_names() {
-    let image = redis();
+    let image = python();
     assert_eq!((image.tags.as_slice(), image.digests.len()), (["python:latest".to_owned()].as_slice(), 1));
     assert_eq!(image.platform(), "linux/arm64/v8");
 }
