@@ -18,6 +18,7 @@ use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use tracing::warn;
 
 use crate::TcpMode;
 use crate::command::{self, CommandError};
@@ -25,6 +26,7 @@ use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
 use crate::log::Triage;
 use crate::netns::OwnNetns;
+use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
 
 pub use crate::runtime_state::find_runtime_root;
@@ -37,6 +39,9 @@ const DESCRIPTORS: &str = "descriptors.json";
 
 /// What `runc checkpoint` leaves in a container's state directory at `post-dump`, also when the tasks are resumed.
 const RUNC_MARKER: &str = "checkpoint";
+
+/// The line with which CRIU ends after it has resumed the tasks (criu/cr-dump.c, `cr_dump_finish`).
+const RESUMED: &str = "Dumping FAILED";
 
 /// A checkpoint to be made. All paths must be absolute.
 #[derive(Clone, Debug)]
@@ -107,6 +112,14 @@ pub enum DumpError {
         /// What CRIU's log says, or else the runtime's own words.
         cause: String,
     },
+    /// CRIU was killed while it held the dump. Its last act was to stop the tasks; they run now unless the cgroup was frozen
+    /// again meanwhile, and their connections have been released ([`crate::repair`]). The action script may still be
+    /// waiting, and its answer has no effect any more.
+    #[error("CRIU was killed while it held the dump of container {container_id:.12}")]
+    Died {
+        /// The container.
+        container_id: String,
+    },
     /// The runtime reported success, and the image set is not whole. Nothing may be done with it.
     #[error(
         "the runtime reports a finished checkpoint of container {container_id}, but {missing} is missing in it; whether the tasks live must be looked at"
@@ -141,7 +154,17 @@ impl Checkpoint {
             Ok(command::output(&mut self.command(), None)?)
         })?;
         remove_own_mount_target(&target);
-        let outcome = self.outcome(&output)?;
+        let outcome = self.outcome(&output);
+        if let Err(DumpError::Died { .. }) = &outcome {
+            // Best effort: whether the container lives on is not decided here.
+            match repair::release(state.init_pid) {
+                Ok(released) => warn!(container = self.container_id, ?released, "CRIU was killed; cleaned up after it"),
+                Err(failure) => {
+                    warn!(container = self.container_id, %failure, "CRIU was killed; not cleaned up after it")
+                }
+            }
+        }
+        let outcome = outcome?;
         if outcome == Outcome::Killed {
             // runc has forgotten the container, so nobody asks the wrapper to delete what it made for it.
             if let Some(own) = state.netns_path.as_deref().and_then(OwnNetns::at) {
@@ -184,10 +207,15 @@ impl Checkpoint {
         // runc writes its marker when CRIU says post-dump: with it, the failure is the script's answer.
         let marker = self.runtime_root.join(&self.container_id).join(RUNC_MARKER);
         let held = fs::remove_file(&marker).is_ok();
+        let log = self.work_dir.join("dump.log");
         if held && missing.is_none() {
-            return Ok(Outcome::Resumed);
+            let resumed = fs::read(&log).is_ok_and(|text| String::from_utf8_lossy(&text).contains(RESUMED));
+            return match resumed {
+                true => Ok(Outcome::Resumed),
+                false => Err(DumpError::Died { container_id: self.container_id.clone() }),
+            };
         }
-        let cause = Triage::of_file(&self.work_dir.join("dump.log")).or_else(|| command::message(output));
+        let cause = Triage::of_file(&log).or_else(|| command::message(output));
         Err(DumpError::Failed { container_id: self.container_id.clone(), cause })
     }
 }
@@ -284,8 +312,16 @@ mod tests {
     #[test]
     fn a_bad_exit_after_post_dump_is_the_scripts_abort_and_the_marker_goes() {
         let case = case(&["images/inventory.img", "images/descriptors.json", "root/c/checkpoint"]);
+        fs::write(case.checkpoint.work_dir.join("dump.log"), "(00.1) Error (criu/cr-dump.c:1): Dumping FAILED.")
+            .unwrap();
         assert_eq!(case.checkpoint.outcome(&exit(1)).unwrap(), Outcome::Resumed);
         assert!(!case.checkpoint.runtime_root.join("c/checkpoint").exists());
+    }
+
+    #[test]
+    fn a_criu_that_ended_without_a_word_has_not_resumed_anything() {
+        let case = case(&["images/inventory.img", "images/descriptors.json", "root/c/checkpoint", "work/dump.log"]);
+        assert!(matches!(case.checkpoint.outcome(&exit(1)), Err(DumpError::Died { .. })));
     }
 
     #[test]

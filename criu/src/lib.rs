@@ -10,6 +10,7 @@
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
 //! | [`handoff`] | the conversation between the daemon and `spothop-oci` at the target |
+//! | [`repair`] | getting over a CRIU that was killed while it held a dump |
 //! | [`log`] | what a CRIU log means |
 //! | [`oci`] | the OCI runtime `spothop-oci` |
 //!
@@ -31,6 +32,7 @@ pub mod log;
 pub mod netns;
 pub mod obstacles;
 pub mod oci;
+pub mod repair;
 pub mod runtime_state;
 pub mod tasks;
 pub mod version;

@@ -71,6 +71,14 @@ fn of_pid(pid: i32) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
+/// Runs `work` on a thread in the network namespace of `pid`; processes that it starts are in it as well.
+pub(crate) fn within_pid<T: Send>(
+    pid: i32,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
+    within(&of_pid(pid), work)
+}
+
 /// Runs `work` on a thread in the network namespace at `path`; processes that it starts are in it as well.
 fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
     let error = |source| NetnsError::Enter { path: path.to_owned(), source };

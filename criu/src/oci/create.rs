@@ -13,7 +13,7 @@ use super::args::Invocation;
 use super::bundle::Bundle;
 use super::error::{OciError, file};
 use super::marker::Marker;
-use super::{gate, keeper, runtime};
+use super::{gate, keeper, runtime, runtime_log};
 use crate::TcpMode;
 use crate::criu_config::{self, Options};
 use crate::handoff::{Client, Directory, Network, Report, RestoreRequest, Verdict};
@@ -68,7 +68,7 @@ fn hold(
     }
 
     let mut keeper = spawn_restore(invocation, directory, request)?;
-    let init_pid = wait_until_held(&held, &mut keeper, directory)?;
+    let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
     let done = hand_over(invocation, directory, client, network, init_pid);
     if done.is_err() {
         // CRIU kills what it holds, and the keeper ends after it.
@@ -129,7 +129,12 @@ fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &Resto
 }
 
 /// The process id of init once the hook holds; an error when the restore ended before that.
-fn wait_until_held(held: &UnixListener, keeper: &mut Child, directory: &Directory) -> Result<i32, OciError> {
+fn wait_until_held(
+    invocation: &Invocation,
+    held: &UnixListener,
+    keeper: &mut Child,
+    directory: &Directory,
+) -> Result<i32, OciError> {
     loop {
         let mut fds = [PollFd::new(held.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(FAILURE_POLL)).is_ok_and(|ready| ready > 0)
@@ -139,15 +144,17 @@ fn wait_until_held(held: &UnixListener, keeper: &mut Child, directory: &Director
             return Ok(pid);
         }
         if matches!(keeper.try_wait(), Ok(Some(_)) | Err(_)) {
-            return Err(failure(directory));
+            return Err(failure(invocation, directory));
         }
     }
 }
 
 /// Why the restore in `directory` failed.
-pub(super) fn failure(directory: &Directory) -> OciError {
-    let runtime_says =
-        || keeper::ending(directory.path()).map_or_else(|| "the restore was killed".to_owned(), |ending| ending.status);
+pub(super) fn failure(invocation: &Invocation, directory: &Directory) -> OciError {
+    let runtime_says = || match keeper::ending(directory.path()) {
+        None => "the restore was killed".to_owned(),
+        Some(ending) => runtime_log::last_error(invocation).unwrap_or(ending.status),
+    };
     OciError::Restore { cause: Triage::of_file(&directory.work().join("restore.log")).or_else(runtime_says) }
 }
 
@@ -228,6 +235,10 @@ impl RestoreNetwork {
 mod tests {
     use super::*;
 
+    fn ordinary() -> Invocation {
+        Invocation::parse(&["create".into(), "c".into()]).unwrap()
+    }
+
     #[test]
     fn a_pid_file_is_as_runc_writes_it() {
         let scratch = tempfile::tempdir().unwrap();
@@ -245,10 +256,10 @@ mod tests {
         fs::write(directory.work().join("restore.log"), "(00.1) Error (criu/x.c:1): Can't bind inet socket").unwrap();
         fs::write(scratch.path().join("restored.json"), r#"{"success":false,"status":"runtime: exit status: 1"}"#)
             .unwrap();
-        let text = failure(&directory).to_string();
+        let text = failure(&ordinary(), &directory).to_string();
         assert!(text.contains("Can't bind inet socket"), "{text}");
         fs::remove_file(directory.work().join("restore.log")).unwrap();
-        assert_eq!(failure(&directory).to_string(), "restore failed: runtime: exit status: 1");
+        assert_eq!(failure(&ordinary(), &directory).to_string(), "restore failed: runtime: exit status: 1");
     }
 
     #[test]
@@ -257,7 +268,7 @@ mod tests {
         let directory = Directory::at(scratch.path());
         let held = gate::listen_for_held(directory.path()).unwrap();
         let mut child = std::process::Command::new("false").spawn().unwrap();
-        let error = wait_until_held(&held, &mut child, &directory).unwrap_err();
+        let error = wait_until_held(&ordinary(), &held, &mut child, &directory).unwrap_err();
         assert!(error.to_string().contains("the restore was killed"), "{error}");
     }
 }

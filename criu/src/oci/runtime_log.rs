@@ -20,6 +20,19 @@ pub(super) fn report(invocation: &Invocation, message: &str) {
     }
 }
 
+/// What the runtime has written as its last error, if its log is JSON: the engine reads the same.
+pub(super) fn last_error(invocation: &Invocation) -> Option<String> {
+    let text = std::fs::read_to_string(invocation.log.as_ref()?).ok()?;
+    last_error_in(&text)
+}
+
+fn last_error_in(text: &str) -> Option<String> {
+    text.lines().rev().find_map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+        (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?
+    })
+}
+
 fn line(message: &str, seconds: u64, json: bool) -> String {
     let time = rfc3339(seconds);
     if json {
@@ -60,6 +73,13 @@ mod tests {
         ] {
             assert_eq!(rfc3339(seconds), text);
         }
+    }
+
+    #[test]
+    fn the_runtimes_last_error_is_found() {
+        let text = [line("first", 0, true), "{\"level\":\"warning\",\"msg\":\"w\"}\nnot json\n".into()].concat();
+        assert_eq!(last_error_in(&text).as_deref(), Some("first"));
+        assert_eq!(last_error_in(""), None);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
     let mut client = Client::new(directory.clone());
     let container_id = invocation.container.to_string_lossy().into_owned();
     let done = match client.ask(&Report::Attached { container_id }) {
-        Ok(Verdict::Run) => let_go(&marker, &directory),
+        Ok(Verdict::Run) => let_go(invocation, &marker, &directory),
         Ok(Verdict::Abort { reason }) => Err(OciError::Aborted { reason }),
         Ok(verdict @ Verdict::Restore) => Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "start" }),
         Err(error) => Err(error.into()),
@@ -39,7 +39,7 @@ pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
     }
 }
 
-fn let_go(marker: &Marker, directory: &Directory) -> Result<(), OciError> {
+fn let_go(invocation: &Invocation, marker: &Marker, directory: &Directory) -> Result<(), OciError> {
     if let Some(path) = &marker.silent_netns {
         netns::open(path)?;
     }
@@ -49,7 +49,7 @@ fn let_go(marker: &Marker, directory: &Directory) -> Result<(), OciError> {
     keeper::wait(directory.path()).map_err(file("wait for the restore in", directory.path()))?;
     match keeper::ending(directory.path()) {
         Some(ending) if ending.success => Ok(()),
-        _ => Err(create::failure(directory)),
+        _ => Err(create::failure(invocation, directory)),
     }
 }
 

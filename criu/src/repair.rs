@@ -1,0 +1,171 @@
+//! What a CRIU that was killed in the middle of a held dump leaves behind, and how the container gets over it.
+//!
+//! While a dump is held, every dumped connection is in repair mode (it neither sends nor acknowledges) and CRIU's nftables rules
+//! lock the network. CRIU undoes both when it resumes the tasks; if it was killed, its sockets stay mute for ever. The
+//! tasks themselves are whole: their registers and memory were put back before the action script was called.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+
+use nix::errno::Errno;
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+
+use crate::command;
+use crate::netns::{self, NetnsError};
+use crate::tasks::{self, TaskError};
+
+/// How CRIU names its tables in the family `inet` (criu/netfilter.c, `nftables_get_table`).
+const CRIU_TABLE: &str = "CRIU-";
+
+/// `TCP_REPAIR_ON` and `TCP_REPAIR_OFF` (`linux/tcp.h`). Off sends a window probe, which wakes the peer.
+const REPAIR_ON: u32 = 1;
+const REPAIR_OFF: u32 = 0;
+
+/// Why a container could not be released.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    /// Its tasks cannot be listed.
+    #[error(transparent)]
+    Tasks(#[from] TaskError),
+    /// Its network namespace cannot be worked on.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// A socket of it cannot be reached or changed.
+    #[error("cannot take a connection of process {pid} out of repair mode: {source}; its clients must connect again")]
+    Socket {
+        /// The process.
+        pid: i32,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// What was found and undone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Connections that were in repair mode.
+    pub connections: usize,
+    /// Tables of rules that locked the network.
+    pub tables: usize,
+}
+
+/// Takes the connections of the container whose init is `init_pid` out of repair mode and unlocks its network; call it with
+/// the tasks frozen, before they are thawed. Harmless and quick when there is nothing to undo, or no CRIU has died; but
+/// not to be called while a CRIU holds the container.
+///
+/// # Errors
+/// When the container is gone, or a connection resists; the others are released all the same.
+pub fn release(init_pid: i32) -> Result<Released, RepairError> {
+    let tables = unlock_network(init_pid)?;
+    let mut connections = 0;
+    let mut failed = None;
+    for task in tasks::tasks(init_pid)? {
+        match release_task(task.pid) {
+            Ok(count) => connections += count,
+            Err(errno) => failed = Some(RepairError::Socket { pid: task.pid, source: errno.into() }),
+        }
+    }
+    failed.map_or(Ok(Released { connections, tables }), Err)
+}
+
+fn release_task(pid: i32) -> Result<usize, Errno> {
+    let sockets: Vec<i32> = tasks::descriptors(pid)
+        .into_iter()
+        .filter(|(_, link)| tasks::socket_inode(link).is_some())
+        .filter_map(|(path, _)| number(&path))
+        .collect();
+    if sockets.is_empty() {
+        return Ok(0);
+    }
+    let process = pidfd_open(pid)?;
+    let mut released = 0;
+    for number in sockets {
+        let socket = match pidfd_getfd(&process, number) {
+            // Closed meanwhile.
+            Err(Errno::EBADF) => continue,
+            other => other?,
+        };
+        // What is not TCP has no such option.
+        if getsockopt(&socket, sockopt::TcpRepair) == Ok(REPAIR_ON) {
+            setsockopt(&socket, sockopt::TcpRepair, &REPAIR_OFF)?;
+            released += 1;
+        }
+    }
+    Ok(released)
+}
+
+/// The number of a descriptor in its path `/proc/PID/fd/NUMBER`.
+fn number(path: &Path) -> Option<i32> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+fn unlock_network(init_pid: i32) -> Result<usize, NetnsError> {
+    if netns::is_host(init_pid)? {
+        // There CRIU locks nothing as a whole: our containers with the host's network close their connections.
+        return Ok(0);
+    }
+    netns::within_pid(init_pid, || {
+        let listing = command::run(Command::new("nft").args(["list", "tables"]), None)?;
+        let tables = crius_tables(&String::from_utf8_lossy(&listing.stdout));
+        for table in &tables {
+            command::run(Command::new("nft").args(["delete", "table", "inet", table]), None)?;
+        }
+        Ok(tables.len())
+    })
+}
+
+/// CRIU's tables in what `nft list tables` prints: `table inet CRIU-4f1c…`, one a line.
+fn crius_tables(listing: &str) -> Vec<String> {
+    let names = listing.lines().filter_map(|line| line.trim().strip_prefix("table inet "));
+    names.filter(|name| name.starts_with(CRIU_TABLE)).map(str::to_owned).collect()
+}
+
+#[expect(unsafe_code, reason = "neither std nor nix has pidfd_open")]
+fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: pidfd_open takes two numbers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    owned(fd)
+}
+
+#[expect(unsafe_code, reason = "neither std nor nix has pidfd_getfd")]
+fn pidfd_getfd(process: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: pidfd_getfd takes three numbers and touches no memory of ours; `process` is open for the call.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    owned(fd)
+}
+
+#[expect(unsafe_code, reason = "a descriptor from a raw system call has no owner yet")]
+fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = Errno::result(i32::try_from(returned).unwrap_or(-1))?;
+    // SAFETY: both callers return a descriptor that the kernel has just opened for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_crius_tables_are_taken() {
+        let listing = "table ip nat\ntable inet CRIU-4f1c-22\ntable inet spothop\ntable netdev CRIU-x\n";
+        assert_eq!(crius_tables(listing), ["CRIU-4f1c-22"]);
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_from_another_holder() {
+        let file = tempfile::tempfile().unwrap();
+        let own = std::process::id().cast_signed();
+        // A sandbox may forbid these calls.
+        let Ok(process) = pidfd_open(own) else { return };
+        let Ok(copy) = pidfd_getfd(&process, file.as_raw_fd()) else { return };
+        assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
+        assert_eq!(pidfd_getfd(&process, 1 << 20).unwrap_err(), Errno::EBADF);
+    }
+
+    #[test]
+    fn a_process_without_dumped_connections_is_left_alone() {
+        let _listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(matches!(release_task(std::process::id().cast_signed()), Ok(0) | Err(Errno::EPERM | Errno::ENOSYS)));
+    }
+}
