@@ -58,6 +58,14 @@ pub(crate) fn output(command: &mut Command, input: Option<&str>) -> Result<Outpu
     child.wait_with_output().map_err(spawn_error(program(command)))
 }
 
+/// Runs `command`, whose stdin the caller has chosen, to its end. A bad exit status is not an error.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn finish(command: &mut Command) -> Result<Output, CommandError> {
+    command.output().map_err(|source| CommandError::Spawn { program: program(command), source })
+}
+
 /// What a program said, on one line: stderr, or stdout when stderr is empty.
 pub(crate) fn message(output: &Output) -> String {
     let said = if output.stderr.trim_ascii().is_empty() { &output.stdout } else { &output.stderr };

@@ -37,6 +37,9 @@ const LAST_IMAGE: &str = "inventory.img";
 /// runc's own part of an image set: where the container's stdio went.
 const DESCRIPTORS: &str = "descriptors.json";
 
+/// Locked in the work directory as long as runc runs.
+const LOCK: &str = "dump.lock";
+
 /// What `runc checkpoint` leaves in a container's state directory at `post-dump`, also when the tasks are resumed.
 const RUNC_MARKER: &str = "checkpoint";
 
@@ -147,11 +150,12 @@ impl Checkpoint {
         let options = self.options(&state);
         options.write(&ours, &criu_config::foreign_text(&target)).map_err(prepare(&ours))?;
         make_mount_target(&target).map_err(prepare(&target))?;
+        let lock = lock(&self.work_dir)?;
 
         let output = in_private_mount_namespace(|| {
             const NONE: Option<&str> = None;
             mount(Some(&ours), &target, NONE, MsFlags::MS_BIND, NONE).map_err(|e| prepare(&target)(e.into()))?;
-            Ok(command::output(&mut self.command(), None)?)
+            Ok(command::finish(self.command().stdin(lock))?)
         })?;
         remove_own_mount_target(&target);
         let outcome = self.outcome(&output);
@@ -218,6 +222,29 @@ impl Checkpoint {
         let cause = Triage::of_file(&log).or_else(|| command::message(output));
         Err(DumpError::Failed { container_id: self.container_id.clone(), cause })
     }
+}
+
+/// Waits until no checkpoint of an earlier process works in `work_dir` any more: runc outlives a daemon that dies. Returns at once
+/// when there never was one.
+///
+/// To be called before the tasks are thawed: CRIU leaves the freezer as it found it, frozen by us (criu, `criu/seize.c`,
+/// `freezer_restore_state`).
+///
+/// # Errors
+/// When the lock cannot be waited for.
+pub fn wait_until_ended(work_dir: &Path) -> Result<(), DumpError> {
+    let path = work_dir.join(LOCK);
+    match fs::File::open(&path).and_then(|lock| lock.lock()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(prepare(&path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The lock that runc holds as its standard input, which is empty: the kernel gives it up with the last process that has it.
+fn lock(work_dir: &Path) -> Result<fs::File, DumpError> {
+    let path = work_dir.join(LOCK);
+    let made = fs::File::options().read(true).write(true).create(true).truncate(true).open(&path);
+    made.and_then(|lock| lock.lock().map(|()| lock)).map_err(prepare(&path))
 }
 
 fn prepare(path: &Path) -> impl Fn(io::Error) -> DumpError + '_ {
@@ -348,6 +375,20 @@ mod tests {
         assert_eq!(checkpoint.options(&state(None, true)).external_netns, Some(1));
         assert_eq!(checkpoint.options(&state(Some("/run/netns/x"), true)).external_netns, None);
         assert_eq!(checkpoint.options(&state(None, false)).external_netns, None);
+    }
+
+    #[test]
+    fn the_end_of_a_checkpoint_is_awaited_through_its_lock() {
+        let work = tempfile::tempdir().unwrap();
+        wait_until_ended(work.path()).unwrap();
+        let fifo = work.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut orphan = Command::new("cat").arg(&fifo).stdin(lock(work.path()).unwrap()).spawn().unwrap();
+        let held = fs::File::open(work.path().join(LOCK)).unwrap().try_lock();
+        assert!(matches!(held, Err(fs::TryLockError::WouldBlock)), "{held:?}");
+        drop(fs::File::options().write(true).open(&fifo).unwrap());
+        wait_until_ended(work.path()).unwrap();
+        orphan.wait().unwrap();
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use spothop_criu::cgroup::Freezer;
-use spothop_criu::dump::{Checkpoint, DumpError, Outcome as DumpOutcome};
-use spothop_criu::netns;
+use spothop_criu::dump::{self, Checkpoint, DumpError, Outcome as DumpOutcome};
+use spothop_criu::{netns, repair};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tracing::{error, warn};
@@ -99,6 +99,9 @@ impl Ending {
         if let Some(Err(failure)) = held.ended().await {
             warn!(migration = %self.track.id, error = chain(&failure), "CRIU did not end well after COMMIT");
         }
+        self.checkpoint_ended().await.unwrap_or_else(|failure| {
+            warn!(migration = %self.track.id, error = chain(&failure), "not known whether CRIU has ended");
+        });
         let steps = self.track.unsettled().await?;
         // CRIU resumes tasks when it fails late. They are still frozen by us, and must never run again.
         for (_, step) in &steps {
@@ -163,6 +166,7 @@ impl Ending {
             return Box::pin(self.give_away(None, held)).await;
         }
         held.open();
+        // Undone before all else, as the last step: CRIU leaves the freezer as it found it.
         if let Some(Ok(DumpOutcome::Killed)) = held.ended().await {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }
@@ -183,12 +187,18 @@ impl Ending {
         Ok(Outcome::Aborted)
     }
 
+    /// Waits for a checkpoint that a former daemon began; one of our own has ended already.
+    async fn checkpoint_ended(&self) -> Result<(), Error> {
+        let workspace = self.context.workspace(Side::Source, &self.track.id);
+        Ok(unpanicked(spawn_blocking(move || dump::wait_until_ended(workspace.directory())).await)?)
+    }
+
     async fn undo(&self, step: Step) -> Result<(), Error> {
         match step {
             Step::HoldRestarts { container, policy } => {
                 Ok(self.context.engine.resume_restarts(&container, &policy).await?)
             }
-            Step::Checkpoint => Ok(()),
+            Step::Checkpoint => self.checkpoint_ended().await,
             blocking => {
                 let (state, id) = (self.context.state.clone(), self.track.id.to_string());
                 unpanicked(spawn_blocking(move || undo_blocking(blocking, &state, &id)).await)
@@ -204,7 +214,13 @@ fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error>
             workspace.keep_logs(state, migration);
             Ok(workspace.remove()?)
         }
-        Step::Freeze { init_pid } if is_alive(init_pid) => Ok(Freezer::of_pid(init_pid)?.thaw()?),
+        Step::Freeze { init_pid } if is_alive(init_pid) => {
+            // A CRIU that was killed left the connections mute. They are all that suffers if this fails.
+            if let Err(failure) = repair::release(init_pid) {
+                warn!(migration, error = chain(&failure), "connections may have to be made again");
+            }
+            Ok(Freezer::of_pid(init_pid)?.thaw()?)
+        }
         Step::Silence { init_pid } if is_alive(init_pid) => Ok(netns::unsilence(init_pid)?),
         _ => Ok(()),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spothop_criu::cgroup::Freezer;
+use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, find_runtime_root};
 use spothop_criu::netns;
 use tokio::task::spawn_blocking;
@@ -249,7 +249,11 @@ impl Source<'_> {
             send_archive(track, target, last_files, "last files").await?;
             target.done("writing the last files", STEP).await
         };
-        tokio::try_join!(held.reached(), restarts, files)?;
+        let held = async {
+            held.reached().await?;
+            freeze_behind_criu(job.init_pid).await
+        };
+        tokio::try_join!(held, restarts, files)?;
         info!(migration = %track.id, target = target_name, "the dump is held");
         Ok(())
     }
@@ -286,6 +290,21 @@ impl Source<'_> {
         self.track.count(stats).await?;
         target.done("receiving the images", STEP).await
     }
+}
+
+/// CRIU thaws the cgroup once it has seized the tasks one by one (criu, `criu/seize.c`, `freeze_processes`): if it died while the
+/// dump is held, the tasks would run again, after COMMIT as well. Frozen once more they stay where they are.
+///
+/// Not on cgroup v1, where a frozen task cannot even be killed.
+async fn freeze_behind_criu(init_pid: i32) -> Result<(), Error> {
+    let frozen = spawn_blocking(move || {
+        let freezer = Freezer::of_pid(init_pid)?;
+        match freezer.version() {
+            CgroupVersion::V1 => Ok(()),
+            CgroupVersion::V2 => freezer.freeze(FREEZE),
+        }
+    });
+    Ok(unpanicked(frozen.await)?)
 }
 
 async fn send_archive(

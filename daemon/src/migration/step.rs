@@ -40,8 +40,8 @@ pub enum Step {
         /// Its first process.
         init_pid: i32,
     },
-    /// Source: `runc checkpoint` runs, held by its action script until the verdict. The script undoes it by itself: it
-    /// reads the verdict here.
+    /// Source: `runc checkpoint` runs, held by its action script until the verdict, which the script reads in the journal. Its undo
+    /// is to wait for its end, before anything else is undone: CRIU leaves the freezer as it found it.
     Checkpoint,
     /// Target: the marker that keeps the wrapper from cold-starting a half-made container.
     Pending {

@@ -469,7 +469,8 @@ async fn undo(context: &Context, track: &Track, reason: String) {
         for (id, step) in track.unsettled().await? {
             match step {
                 Step::Workspace { directory } => {
-                    let (workspace, state, id) = (Workspace::at(directory), context.state.clone(), track.id.to_string());
+                    let (workspace, state, id) =
+                        (Workspace::at(directory), context.state.clone(), track.id.to_string());
                     let removed = spawn_blocking(move || {
                         workspace.keep_logs(&state, &id);
                         workspace.remove()

@@ -195,7 +195,9 @@ impl Track {
         let (container, side) = (&self.container, self.side);
         match &what {
             EventKind::Phase { phase } => info!(migration = %self.id, %side, "{container}: {phase}"),
-            EventKind::Finished { outcome: Outcome::Moved, .. } => info!(migration = %self.id, %side, "{container}: moved"),
+            EventKind::Finished { outcome: Outcome::Moved, .. } => {
+                info!(migration = %self.id, %side, "{container}: moved")
+            }
             EventKind::Finished { outcome: Outcome::Aborted, reason } => {
                 let reason = reason.as_deref().unwrap_or("no reason given");
                 warn!(migration = %self.id, %side, "{container}: aborted: {reason}");
