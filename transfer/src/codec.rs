@@ -1,10 +1,12 @@
 //! From raw bytes to a chunk on the wire and back, and whether compressing is worth it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
+use crate::link::Link;
 use crate::wire::chunk::{Encoding, HEADER, Header};
 
 /// zstd's level. Of the fast ones, 1 shrinks memory images clearly better than the negative ones at about their speed; the levels
@@ -16,43 +18,31 @@ const LEAST_SAVING: usize = 20;
 const FIRST_PAUSE: u32 = 4;
 /// But never more than this: a change in the data is noticed within 64 chunks (64 MiB per connection).
 const LONGEST_PAUSE: u32 = 64;
-/// Weight of the newest measurement of the link's speed, of 1: smooth over about ten chunks.
-const NEWEST: f64 = 0.1;
 /// Compressing must save this many times the time it takes, since the measurements are rough and the receiver has to unpack.
-const MARGIN: f64 = 1.5;
+const MARGIN: f64 = 2.0;
 
 /// Decides, chunk by chunk, whether to try compressing on one connection, from what earlier tries gained and what the link can do.
 #[derive(Debug, Default)]
 struct Policy {
-    /// Connections per core of this side: while one connection compresses, so many must wait for the core, whereas all of them
-    /// together share the link.
-    crowding: f64,
     /// Chunks until the next try in any case.
     pause: u32,
     /// Length of the last pause, 0 when the last try was worth it.
     last_pause: u32,
     /// Of the last try: time taken and bytes saved, per raw byte.
     last_try: Option<(f64, f64)>,
-    /// Smoothed time to write one stored byte, in seconds.
-    write_time: Option<f64>,
 }
 
 impl Policy {
-    fn new(connections: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { crowding: connections.div_ceil(cores.min(connections).max(1)) as f64, ..Self::default() }
-    }
-
     /// Whether the next chunk should be tried.
-    fn wants_try(&mut self) -> bool {
+    fn wants_try(&mut self, link: &Link) -> bool {
         self.pause = self.pause.saturating_sub(1);
-        self.pause == 0 || (self.last_pause == 0 && self.pays())
+        self.pause == 0 || (self.last_pause == 0 && self.pays(link))
     }
 
     /// Whether compressing as the last time would take less time than the link needs for the bytes that it saves.
-    fn pays(&self) -> bool {
-        match (self.last_try, self.write_time) {
-            (Some((cost, saved)), Some(write_time)) => cost * self.crowding * MARGIN <= saved * write_time,
+    fn pays(&self, link: &Link) -> bool {
+        match (self.last_try, link.time_per_byte()) {
+            (Some((cost, saved)), Some(time)) => cost * MARGIN <= saved * time * link.compressing,
             _ => true,
         }
     }
@@ -65,12 +55,6 @@ impl Policy {
         self.last_pause = if worth { 0 } else { (self.last_pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE) };
         self.pause = if worth { LONGEST_PAUSE } else { self.last_pause };
         worth
-    }
-
-    /// After a write of so many bytes.
-    fn written(&mut self, bytes: usize, took: Duration) {
-        let time = took.as_secs_f64() / bytes.max(1) as f64;
-        self.write_time = Some(self.write_time.map_or(time, |smooth| smooth + NEWEST * (time - smooth)));
     }
 }
 
@@ -97,18 +81,19 @@ fn is_zero(bytes: &[u8]) -> bool {
 pub(crate) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
     policy: Policy,
+    link: Arc<Link>,
     /// Header and stored bytes of the chunk packed last, ready to be written.
     frame: Vec<u8>,
 }
 
 impl Packer {
-    /// For one of so many connections.
+    /// For one of the connections of a link.
     ///
     /// # Errors
     /// [`Error::Source`] when memory for the compressor cannot be had.
-    pub(crate) fn new(connections: usize) -> Result<Self, Error> {
+    pub(crate) fn new(link: Arc<Link>) -> Result<Self, Error> {
         let compressor = zstd::bulk::Compressor::new(LEVEL).map_err(|error| Error::Source { source: error.into() })?;
-        Ok(Self { compressor, policy: Policy::new(connections), frame: Vec::new() })
+        Ok(Self { compressor, policy: Policy::default(), link, frame: Vec::new() })
     }
 
     /// Packs `raw`, whose [`seal`] is `checksum`; [`Packer::frame`] then is the chunk.
@@ -144,7 +129,7 @@ impl Packer {
 
     /// Compresses behind the room for the header, if it is worth it.
     fn compress(&mut self, raw: &[u8]) -> Option<usize> {
-        if !self.policy.wants_try() {
+        if !self.policy.wants_try(&self.link) {
             return None;
         }
         // No room for what is not worth it: zstd then gives up early.
@@ -165,7 +150,7 @@ impl Packer {
     pub(crate) fn written(&mut self, took: Duration) {
         // A header alone says little about the link.
         if self.frame.len() > HEADER {
-            self.policy.written(self.frame.len(), took);
+            self.link.written(self.frame.len(), took, Instant::now());
         }
     }
 }
@@ -219,7 +204,7 @@ mod tests {
     const PLACE: Place = Place { transfer: 1, object: 2, offset: 3 };
 
     fn pack(raw: &[u8]) -> (Header, Vec<u8>) {
-        let mut packer = Packer::new(1).unwrap();
+        let mut packer = Packer::new(Arc::new(Link::new(1))).unwrap();
         let header = packer.pack(PLACE, raw, seal(raw));
         (header, packer.frame()[HEADER..].to_vec())
     }
@@ -290,39 +275,37 @@ mod tests {
 
     #[test]
     fn incompressible_data_is_tried_ever_more_rarely() {
-        let mut policy = Policy::new(1);
+        let (mut policy, link) = (Policy::default(), Link::new(1));
         let mut tries = Vec::new();
         for chunk in 0..300 {
-            if policy.wants_try() {
+            if policy.wants_try(&link) {
                 tries.push(chunk);
                 assert!(!policy.judge(1000, 990, Duration::ZERO));
             }
         }
         assert_eq!(tries, [0, 4, 12, 28, 60, 124, 188, 252]);
-        while !policy.wants_try() {}
+        while !policy.wants_try(&link) {}
         assert!(policy.judge(1000, 500, Duration::ZERO));
-        assert!(policy.wants_try(), "one success, and every chunk is tried again");
+        assert!(policy.wants_try(&link), "one success, and every chunk is tried again");
     }
 
     #[test]
     fn compression_follows_the_links_speed() {
-        let mut policy = Policy { crowding: 1.0, ..Policy::default() };
-        assert!(policy.wants_try(), "nothing is known yet");
+        let (mut policy, slow, fast) = (Policy::default(), Link::new(1), Link::new(1));
+        slow.assume(8e-9); // 1 Gbit/s
+        fast.assume(1e-9); // 1 GB/s
+        assert!(policy.wants_try(&fast), "nothing is known yet");
         assert!(policy.judge(1_000_000, 500_000, Duration::from_micros(600)), "the work is done, so use it");
-        policy.written(1_000_000, Duration::from_millis(1)); // 1 GB/s
-        assert!(!policy.wants_try(), "600 µs of work would save 500");
-        (0..30).for_each(|_| policy.written(1_000_000, Duration::from_millis(8))); // 1 Gbit/s
-        assert!(policy.wants_try(), "600 µs of work save 4,000");
-        policy.crowding = 8.0;
-        assert!(!policy.wants_try(), "eight connections to a core, each 600 µs, would save 4,000 of the common link");
+        assert!(!policy.wants_try(&fast), "600 µs of work would save 500");
+        assert!(policy.wants_try(&slow), "600 µs of work save 4,000");
     }
 
     #[test]
     fn the_work_is_measured_again_now_and_then() {
-        let mut policy = Policy { crowding: 1.0, ..Policy::default() };
+        let (mut policy, link) = (Policy::default(), Link::new(1));
+        link.assume(1e-9);
         assert!(policy.judge(1_000_000, 500_000, Duration::from_secs(1)));
-        policy.written(1_000_000, Duration::from_millis(1));
-        assert_eq!((1..).find(|_| policy.wants_try()), Some(LONGEST_PAUSE));
+        assert_eq!((1..).find(|_| policy.wants_try(&link)), Some(LONGEST_PAUSE));
     }
 
     proptest! {

@@ -33,6 +33,7 @@ pub mod bulk;
 pub mod certs;
 mod codec;
 pub mod error;
+mod link;
 pub mod session;
 mod socket;
 #[cfg(test)]

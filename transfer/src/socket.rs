@@ -22,3 +22,24 @@ pub(crate) fn prepare(stream: &TcpStream, peer_timeout: Duration) -> io::Result<
 pub(crate) fn limit_silence(stream: &TcpStream, peer_timeout: Duration) -> io::Result<()> {
     SockRef::from(stream).set_tcp_user_timeout(Some(peer_timeout))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_kernel_has_the_settings() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let timeout = Duration::from_secs(6);
+        prepare(&stream, timeout).unwrap();
+        limit_silence(&stream, timeout).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(2));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(1));
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 4);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(timeout));
+    }
+}

@@ -223,7 +223,7 @@ impl Queue {
 
 /// Sends chunks over one connection until there are no more.
 async fn send_chunks(index: usize, mut connection: Connection, queue: Arc<Queue>, context: Context) -> Worker {
-    let mut packer = Packer::new(context.connections)?;
+    let mut packer = Packer::new(context.link.clone())?;
     let mut raw = Vec::new();
     let mut chunks = 0;
     loop {

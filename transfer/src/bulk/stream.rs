@@ -136,7 +136,7 @@ async fn send_chunks(
     buffers: Buffers,
     context: Context,
 ) -> Worker {
-    let mut packer = Packer::new(context.connections)?;
+    let mut packer = Packer::new(context.link.clone())?;
     let mut chunks = 0;
     while let Some(Piece { offset, raw, checksum }) = pieces.recv().await {
         let place = Place { transfer: context.number, object: 0, offset };

@@ -13,6 +13,7 @@ use super::transfer::{Transfer, write_chunk};
 use super::{CHUNK, Limits, Stats};
 use crate::codec::{Packer, Place, seal};
 use crate::error::{AbortCode, Error};
+use crate::link::Link;
 use crate::session::Session;
 use crate::testing::{cut, flip, noise, pair, tampered_pair};
 use crate::wire::chunk::{HEADER, Header};
@@ -288,7 +289,7 @@ async fn hostile_chunks(chunks: &[(u32, u64, Vec<u8>)], end: u64, digest: &str) 
         let (mut hostile, mut connections) = Transfer::new(a.begin_transfer().unwrap(), &quiet);
         hostile.announce(announce(&[("x", 2 * u64::from(CHUNK))])).await.unwrap();
         for (object, offset, raw) in chunks {
-            let mut packer = Packer::new(1).unwrap();
+            let mut packer = Packer::new(Link::new(1).into()).unwrap();
             packer.pack(Place { transfer: 1, object: *object, offset: *offset }, raw, seal(raw));
             // The receiver may have given up already.
             let _ = write_chunk(&mut connections[0], packer.frame(), "p").await;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::{ACCEPTED_CHUNKS, CHUNK, Stats};
 use crate::error::{AbortCode, Error};
+use crate::link::Link;
 use crate::session::{Aborter, Control, TransferParts};
 use crate::wire::Connection;
 use crate::wire::chunk::{Encoding, HEADER, Header};
@@ -45,10 +46,9 @@ pub(crate) struct Transfer<'a> {
 pub(crate) struct Context {
     /// The transfer's number.
     pub(crate) number: u32,
-    /// How many data connections carry it.
-    pub(crate) connections: usize,
     pub(crate) peer: Arc<str>,
     pub(crate) meter: Arc<Meter>,
+    pub(crate) link: Arc<Link>,
     pub(crate) jobs: Jobs,
 }
 
@@ -66,14 +66,9 @@ impl Context {
 
 impl<'a> Transfer<'a> {
     pub(crate) fn new(parts: TransferParts<'a>, progress: Progress<'a>) -> (Self, Vec<Connection>) {
-        let TransferParts { control, home, number, connections } = parts;
-        let context = Context {
-            number,
-            connections: connections.len(),
-            peer: control.peer().clone(),
-            meter: Arc::default(),
-            jobs: Jobs::default(),
-        };
+        let TransferParts { control, home, link, number, connections } = parts;
+        let context =
+            Context { number, peer: control.peer().clone(), meter: Arc::default(), link, jobs: Jobs::default() };
         let transfer = Self {
             aborter: control.aborter(),
             control,

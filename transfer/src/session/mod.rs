@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::bulk::{Limits, Stats, files, stream};
 use crate::error::Error;
+use crate::link::Link;
 use crate::socket;
 use crate::tls::Identity;
 use crate::wire::hello::Role;
@@ -119,6 +120,9 @@ pub async fn connect_with(
 /// Messages and transfers may go either way, whoever opened the session; at most one transfer runs at a time, and both sides must
 /// have agreed on it by messages (one calls `send_*`, the other the matching `receive_*`).
 ///
+/// At most 64 messages of 32 MiB in all may wait unread on a side when a transfer begins there; more would keep the transfer's own messages
+/// from being read. A transfer holds up to about 4 MiB of buffers per data connection and side, whatever it carries.
+///
 /// A failed transfer closes the data connections on both sides (later transfers: [`Error::NoDataConnections`]) but messages still work, so
 /// that the two can say what they do next. Dropping the future of a transfer is such a failure: the peer gets
 /// [`Error::Peer`] with [`AbortCode::Cancelled`](crate::error::AbortCode::Cancelled). Dropping the session closes everything at once; the
@@ -127,6 +131,7 @@ pub struct Session {
     control: Control,
     /// In the order of their indices; empty while a transfer runs and after one failed.
     data: Vec<Connection>,
+    link: Arc<Link>,
     /// Number of the last transfer begun, the same on both sides.
     transfers: u32,
     peer_name: String,
@@ -156,7 +161,8 @@ impl Session {
     ) -> Self {
         // Messages name the host too: an address alone means little to people.
         let peer = Arc::from(format!("{peer_name} ({peer_addr})"));
-        Self { control: Control::new(control, peer), data, transfers: 0, peer_name, peer_addr, version }
+        let link = Arc::new(Link::new(data.len()));
+        Self { control: Control::new(control, peer), data, link, transfers: 0, peer_name, peer_addr, version }
     }
 
     /// The parts that a transfer works with, its number, and the data connections, which the transfer gives back if it succeeds.
@@ -170,7 +176,8 @@ impl Session {
         }
         self.transfers += 1;
         let connections = std::mem::take(&mut self.data);
-        Ok(TransferParts { control: &mut self.control, home: &mut self.data, number: self.transfers, connections })
+        let (control, home, link) = (&mut self.control, &mut self.data, self.link.clone());
+        Ok(TransferParts { control, home, link, number: self.transfers, connections })
     }
 
     /// The peer's name: the first DNS name of its certificate, which TLS has verified.
@@ -283,6 +290,7 @@ pub(crate) struct TransferParts<'a> {
     pub(crate) control: &'a mut Control,
     /// Where the connections go back to.
     pub(crate) home: &'a mut Vec<Connection>,
+    pub(crate) link: Arc<Link>,
     pub(crate) number: u32,
     pub(crate) connections: Vec<Connection>,
 }
