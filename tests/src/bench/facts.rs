@@ -1,0 +1,91 @@
+//! What the figures were measured on.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+
+use serde::Serialize;
+
+use crate::error::{Context, Result};
+use crate::testbed::Testbed;
+
+use super::SOURCE;
+
+/// The machine and the programs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Facts {
+    /// Cores that all hosts share.
+    pub cores: usize,
+    /// Memory that all hosts share, in GiB.
+    pub memory_gib: f64,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Rate of the hosts' links in Mbit/s; none: as fast as the machine can.
+    pub link_mbit: Option<u32>,
+    /// Programs on the hosts and their versions.
+    pub versions: Vec<(&'static str, String)>,
+}
+
+/// Programs whose versions are told, and the words that make them tell.
+const PROGRAMS: [(&str, &[&str]); 6] = [
+    ("spothop", &["spothop", "--version"]),
+    ("docker", &["docker", "version", "--format", "{{.Server.Version}}"]),
+    ("podman", &["podman", "version", "--format", "{{.Client.Version}}"]),
+    ("runc", &["runc", "--version"]),
+    ("crun", &["crun", "--version"]),
+    ("criu", &["criu", "--version"]),
+];
+
+impl Facts {
+    /// Asks the machine and the source host.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`], [`crate::Error::Command`].
+    pub fn gather(bed: &Testbed) -> Result<Self> {
+        let read = |path: &str| fs::read_to_string(path).on("read", Path::new(path));
+        let mut versions = Vec::new();
+        for (name, words) in PROGRAMS {
+            versions.push((name, version(&bed.output(SOURCE, words)?)));
+        }
+        Ok(Self {
+            cores: thread::available_parallelism().map_or(1, usize::from),
+            memory_gib: memory_gib(&read("/proc/meminfo")?),
+            kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            link_mbit: bed.state().link_mbit,
+            versions,
+        })
+    }
+}
+
+/// The first word that begins with a digit.
+fn version(text: &str) -> String {
+    text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap_or("?").to_owned()
+}
+
+/// `MemTotal` of proc_meminfo(5), which is in KiB.
+fn memory_gib(meminfo: &str) -> f64 {
+    let kib: Option<f64> = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok());
+    kib.unwrap_or_default() / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_found_in_what_programs_say() {
+        assert_eq!(version("runc version 1.3.6+ds1\nspec: 1.2.1"), "1.3.6+ds1");
+        assert_eq!(version("Version: 4.2.1"), "4.2.1");
+        assert_eq!(version("28.5.2+dfsg4"), "28.5.2+dfsg4");
+        assert_eq!(version("spothop"), "?");
+    }
+
+    #[test]
+    fn memory_is_told_in_gib() {
+        assert!((memory_gib("MemTotal:       25165824 kB\nMemFree: 1 kB\n") - 24.0).abs() < 1e-9);
+    }
+}
