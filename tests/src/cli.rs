@@ -4,6 +4,7 @@
 //! exit code is 0 on success, 1 when something failed, 2 for a wrong command line; `exec` and `client` end with the code of
 //! their command.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,13 +12,17 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::SignedDuration;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::base;
+use crate::bench;
+use crate::demo;
 use crate::error::{Context, Error, Result};
 use crate::host;
 use crate::imds::Action;
 use crate::layout::Layout;
+use crate::redis::{data, live};
 use crate::state::{Engine, Power};
 use crate::test_all;
 use crate::testbed::{Options, Testbed, down};
@@ -27,9 +32,9 @@ use crate::workload::Workload;
 #[derive(Debug, Parser)]
 #[command(name = "testbed", version)]
 struct Cli {
-    /// Which testbed; several can be up at the same time, each with networks of its own.
-    #[arg(long, global = true, env = "SPOTHOP_TESTBED", default_value = "default")]
-    name: String,
+    /// Which testbed, `default` if not given; several can be up at the same time, each with networks of its own.
+    #[arg(long, global = true, env = "SPOTHOP_TESTBED")]
+    name: Option<String>,
     /// Print results as JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -85,6 +90,31 @@ enum Command {
     Down,
     /// Check everything: format, lints, unit tests, end-to-end tests.
     TestAll,
+    /// Measure downtime and total time, beside Podman's checkpoint, copy and restore.
+    BenchAll(BenchAll),
+    /// Show the main job: a spot notice, and Redis moves to another host under a live client.
+    Demo {
+        /// How much data Redis has, in MiB.
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+    },
+    /// (internal) Talk to a Redis server until standard input ends.
+    #[command(hide = true)]
+    RedisClient {
+        server: SocketAddr,
+        /// Pause between a reply and the next request, in microseconds.
+        #[arg(long, default_value_t = 1000)]
+        pause_us: u64,
+        /// Go on with another connection when one breaks.
+        #[arg(long)]
+        reconnect: bool,
+    },
+    /// (internal) Fill a Redis server.
+    #[command(hide = true)]
+    RedisLoad { server: SocketAddr, mib: u64 },
+    /// (internal) Compare what a Redis server has with what was put in.
+    #[command(hide = true)]
+    RedisVerify { server: SocketAddr, mib: u64 },
     /// (internal) Make one machine and watch over it.
     #[command(hide = true)]
     Supervise { spec: PathBuf },
@@ -117,6 +147,19 @@ struct Up {
     /// Install spothop as it was built last.
     #[arg(long)]
     no_build: bool,
+}
+
+#[derive(Debug, Args)]
+struct BenchAll {
+    /// How often each size is moved in each way.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
+    /// Sizes of the data in MiB.
+    #[arg(long, value_name = "MIB", value_delimiter = ',', default_values_t = [64, 256, 1024])]
+    sizes: Vec<u64>,
+    /// Directory that results.md and results.json are written to; target/bench if not given.
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -188,11 +231,13 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     let program = std::env::current_exe().on("find", std::path::Path::new("/proc/self/exe"))?;
-    let open = || Testbed::open(&program, Layout::new(&cli.name)?);
+    let name = cli.name.as_deref().unwrap_or("default");
+    let open = || Testbed::open(&program, Layout::new(name)?);
+    let mut code = ExitCode::SUCCESS;
     let (text, document) = match cli.command {
         Command::Up(up) => {
             let options = Options { hosts: up.hosts, engine: up.engine, link_mbit: up.link_mbit, build: !up.no_build };
-            let bed = Testbed::up(&program, Layout::new(&cli.name)?, &options, &say)?;
+            let bed = Testbed::up(&program, Layout::new(name)?, &options, &say)?;
             show(&bed)?
         }
         Command::Show => show(&open()?)?,
@@ -217,13 +262,33 @@ fn run(cli: Cli) -> Result<ExitCode> {
             (format!("{host} is off"), json!({"host": host, "power": Power::Off}))
         }
         Command::Down => {
-            down(&Layout::new(&cli.name)?)?;
-            (format!("testbed {} is down", cli.name), json!({"name": cli.name, "up": false}))
+            down(&Layout::new(name)?)?;
+            (format!("testbed {name} is down"), json!({"name": name, "up": false}))
         }
         Command::TestAll => {
             test_all::run()?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::BenchAll(BenchAll { runs, sizes, out }) => {
+            bench::run(&program, Layout::new(cli.name.as_deref().unwrap_or("bench"))?, &bench::Options { runs, sizes, out }, &say)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Demo { mib } => {
+            let outcome = demo::run(&program, Layout::new(cli.name.as_deref().unwrap_or("demo"))?, mib, &|line| {
+                eprintln!("{line}")
+            })?;
+            code = ExitCode::from(u8::from(!outcome.wrong.is_empty()));
+            let document = serde_json::to_value(&outcome)
+                .map_err(|source| Error::Json { what: "the outcome".to_owned(), source })?;
+            (outcome.text(), document)
+        }
+        Command::RedisClient { server, pause_us, reconnect } => {
+            let options = live::Options { server, pause: Duration::from_micros(pause_us), reconnect };
+            let report = live::run(&options, &live::end_of_input(), || println!("{STARTED}"))?;
+            return line(&report);
+        }
+        Command::RedisLoad { server, mib } => return line(&data::load(server, mib)?),
+        Command::RedisVerify { server, mib } => return line(&data::verify(server, mib)?),
         Command::Supervise { spec } => {
             host::supervisor::run(&spec)?;
             return Ok(ExitCode::SUCCESS);
@@ -236,6 +301,17 @@ fn run(cli: Cli) -> Result<ExitCode> {
     } else {
         println!("{text}");
     }
+    Ok(code)
+}
+
+/// What `redis-client` prints as soon as it is served; its report is the next and last line.
+pub(crate) const STARTED: &str = "started";
+
+/// Prints a report for whoever started us.
+fn line(report: &impl Serialize) -> Result<ExitCode> {
+    let line =
+        serde_json::to_string(report).map_err(|source| Error::Json { what: "our own report".to_owned(), source })?;
+    println!("{line}");
     Ok(ExitCode::SUCCESS)
 }
 

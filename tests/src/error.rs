@@ -1,6 +1,7 @@
 //! What can go wrong while a testbed is made, used or taken down.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
@@ -113,13 +114,29 @@ pub enum Error {
     /// The caller is not root.
     #[error("the testbed makes namespaces, mounts and network links: run it as root")]
     NotRoot,
-    /// The live client saw something that a database must not do.
-    #[error("the Redis server at {peer}: {problem}")]
-    Redis {
-        /// Its address.
-        peer: String,
-        /// What was wrong.
+    /// The connection to a Redis server could not be made, or broke.
+    #[error("the connection to the Redis server at {peer} is lost")]
+    RedisConnection {
+        /// The server.
+        peer: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A Redis server answered what it must not.
+    #[error("the Redis server at {peer} {problem}")]
+    RedisAnswer {
+        /// The server.
+        peer: SocketAddr,
+        /// What it did, as it reads after its address.
         problem: String,
+    },
+    /// spothop could not move the benchmark's server.
+    #[error("spothop did not move {mib} MiB of data: {reason}")]
+    Bench {
+        /// Size of the data.
+        mib: u64,
+        /// Its words.
+        reason: String,
     },
     /// A system call failed.
     #[error("cannot {action}")]

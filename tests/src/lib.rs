@@ -3,19 +3,25 @@
 //!
 //! What is where: [`testbed`] is the whole; [`host`] one machine (namespaces, root, process 1); [`switch`] the network between
 //! them; [`cgroup`] how all of it is found and ended again; [`imds`] the metadata service; [`base`] the Debian root below all
-//! hosts; [`product`] spothop on them; [`image`] and [`workload`] container images; [`state`] and [`layout`] what is kept where.
+//! hosts; [`product`] spothop on them; [`image`] and [`workload`] container images; [`redis`] a live client, [`scenario`] it and a
+//! server; [`events`] what the daemon tells; [`state`] and [`layout`] what is kept where.
 
 pub mod base;
+pub mod bench;
 pub mod cgroup;
 pub mod cli;
 pub mod command;
+pub mod demo;
 mod error;
+pub mod events;
 pub mod host;
 pub mod image;
 pub mod imds;
 pub mod layout;
 pub mod machine;
 pub mod product;
+pub mod redis;
+pub mod scenario;
 pub mod state;
 pub mod switch;
 pub mod test_all;
