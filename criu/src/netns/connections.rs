@@ -24,7 +24,7 @@ const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
 /// `INET_DIAG_REQ_PROTOCOL`: a protocol number that does not fit into the request's byte.
-const INET_DIAG_REQ_PROTOCOL: u16 = 2;
+const INET_DIAG_REQ_PROTOCOL: u16 = 3;
 
 /// `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
