@@ -11,7 +11,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use crate::certs;
 use crate::error::Error;
 use crate::session::Options;
-use crate::socket;
+use crate::socket::{self, Tcp};
 use crate::tls::Identity;
 use crate::version::{self, SUPPORTED};
 use crate::wire::hello::{self, Hello, Role, Token, Verdict, Welcome};
@@ -51,7 +51,7 @@ pub(crate) async fn connect(
     expected: &str,
     identity: &Identity,
     options: &Options,
-) -> Result<(client::TlsStream<TcpStream>, SocketAddr, PeerIdentity), Error> {
+) -> Result<(client::TlsStream<Tcp>, SocketAddr, PeerIdentity), Error> {
     let name = ServerName::try_from(expected.to_owned()).map_err(|_| Error::HostName { name: expected.to_owned() })?;
     let failed = |source| Error::Connect { address: address.to_owned(), source: Arc::new(source) };
     let stream = within(options.connect_timeout, address, "the TCP connection", async {
@@ -63,7 +63,10 @@ pub(crate) async fn connect(
     let peer = peer_addr.to_string();
     let stream = within(options.handshake_timeout, &peer, "the TLS handshake", async {
         let connector = TlsConnector::from(identity.client.clone());
-        connector.connect(name, stream).await.map_err(|error| Error::from_handshake(&peer, Some(expected), error))
+        connector
+            .connect(name, socket::buffered(stream))
+            .await
+            .map_err(|error| Error::from_handshake(&peer, Some(expected), error))
     })
     .await?;
     let known = PeerIdentity::new(stream.get_ref().1.peer_certificates(), &peer)?;
@@ -105,11 +108,11 @@ pub(crate) async fn accept(
     identity: &Identity,
     peer: &str,
     options: &Options,
-) -> Result<(server::TlsStream<TcpStream>, PeerIdentity), Error> {
+) -> Result<(server::TlsStream<Tcp>, PeerIdentity), Error> {
     socket::prepare(&stream, options.peer_timeout).map_err(|error| Error::from_io(peer, "the TCP set-up", error))?;
     let stream = within(options.handshake_timeout, peer, "the TLS handshake", async {
         let acceptor = TlsAcceptor::from(identity.server.clone());
-        acceptor.accept(stream).await.map_err(|error| Error::from_handshake(peer, None, error))
+        acceptor.accept(socket::buffered(stream)).await.map_err(|error| Error::from_handshake(peer, None, error))
     })
     .await?;
     let known = PeerIdentity::new(stream.get_ref().1.peer_certificates(), peer)?;

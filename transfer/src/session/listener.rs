@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use super::handshake::{self, PeerIdentity, within};
 use super::{MAX_DATA_CONNECTIONS, Options, Session};
 use crate::error::Error;
-use crate::socket;
+use crate::socket::{self, Tcp};
 use crate::tls::{self, Identity};
 use crate::wire::Connection;
 use crate::wire::hello::{Role, Token, Verdict};
@@ -48,7 +48,7 @@ struct Waiting {
     arrivals: mpsc::Sender<(u8, TlsConnection)>,
 }
 
-type TlsConnection = tokio_rustls::server::TlsStream<TcpStream>;
+type TlsConnection = tokio_rustls::server::TlsStream<Tcp>;
 
 impl Listener {
     /// Opens the port with the default [`Options`]. `address` is `host:port`; port 0 takes a free one.
@@ -146,7 +146,7 @@ impl Context {
                         limit: MAX_DATA_CONNECTIONS as u64,
                     });
                 }
-                socket::limit_silence(stream.get_ref().0, self.options.peer_timeout)
+                socket::limit_silence(stream.get_ref().0.get_ref(), self.options.peer_timeout)
                     .map_err(|error| Error::from_io(peer, "the TCP set-up", error))?;
                 let data = self.gather(&mut stream, &known, version, count, peer).await?;
                 debug!(peer, name = known.name, version, data_connections, "session accepted");

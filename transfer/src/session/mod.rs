@@ -88,7 +88,7 @@ pub async fn connect_with(
     let count = data_connections.clamp(1, MAX_DATA_CONNECTIONS);
     let (mut stream, peer_addr, known) = handshake::connect(address, expected_name, identity, options).await?;
     let peer = peer_addr.to_string();
-    socket::limit_silence(stream.get_ref().0, options.peer_timeout)
+    socket::limit_silence(stream.get_ref().0.get_ref(), options.peer_timeout)
         .map_err(|error| Error::from_io(&peer, "the TCP set-up", error))?;
     // At most 16, see above.
     let role = Role::Control { data_connections: count as u8 };
