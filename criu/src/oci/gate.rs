@@ -2,19 +2,26 @@
 //!
 //! CRIU calls `<migration directory>/hook`, a symbolic link to this program. At `post-restore` the hook says `held <pid>` on
 //! `create.sock`, where `create` listens, and then waits on `gate.sock` for one line: `go` or `abort`. The tasks
-//! can only run after somebody in this directory (root only) said `go`; if the hook dies, CRIU kills them.
+//! can only run after somebody in this directory (root only) said `go`; if the hook dies, CRIU kills them. When the
+//! daemon removes the directory it has given the migration up, and the hook says no by itself.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use crate::hook::{Action, Event};
 
 /// The link's name in the migration's directory.
 const HOOK: &str = "hook";
+
+/// How often, in milliseconds, the hook looks whether its directory is still there.
+const STILL_THERE: u16 = 500;
 
 /// Makes the link that CRIU shall call, and returns its path.
 pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
@@ -63,6 +70,13 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
     create.write_all(format!("held {init_pid}\n").as_bytes())?;
     drop(create);
     loop {
+        let mut fds = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::from(STILL_THERE)) == Ok(0) {
+            if directory.exists() {
+                continue;
+            }
+            return Ok(false);
+        }
         let (stream, _) = gate.accept()?;
         let mut word = String::new();
         // One that connects and says nothing has died; another will come.
@@ -109,6 +123,19 @@ mod tests {
     #[test]
     fn a_silent_visitor_decides_nothing() {
         assert_eq!(held(None), (Some(77), true));
+    }
+
+    #[test]
+    fn tasks_of_a_migration_that_is_given_up_are_not_held() {
+        let scratch = tempfile::tempdir().unwrap();
+        let create = listen_for_held(scratch.path()).unwrap();
+        let hook = std::thread::spawn({
+            let directory = scratch.path().to_owned();
+            move || hold(&directory, 77).unwrap()
+        });
+        assert_eq!(held_pid(create.accept().unwrap().0), Some(77));
+        drop(scratch);
+        assert!(!hook.join().unwrap());
     }
 
     #[test]
