@@ -1,0 +1,164 @@
+//! What Docker and its users see of a moved container.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spothop_tests::imds::Action;
+
+use crate::scene::Scene;
+
+/// Prints a number every tenth of a second, and a line for every signal and every line that it reads.
+const TALKER: &str = include_str!("programs/talker.py");
+
+/// What must not change about a container.
+fn identity(inspect: &Value) -> Value {
+    let mut host = inspect["HostConfig"].clone();
+    for ours in ["Runtime", "Annotations"] {
+        host.as_object_mut().expect("an object").remove(ours);
+    }
+    // An anonymous volume keeps its name, by being asked for by that name.
+    let binds = host["Binds"].as_array().cloned().unwrap_or_default();
+    host["Binds"] = binds.into_iter().filter(|bind| !bind.to_string().ends_with(":/anonymous\"")).collect();
+    let mut mounts = inspect["Mounts"].as_array().expect("a list").clone();
+    for mount in &mut mounts {
+        // "z" or nothing, as the volume was asked for; only SELinux cares.
+        mount.as_object_mut().expect("an object").remove("Mode");
+    }
+    mounts.sort_by_key(|mount| mount["Destination"].to_string());
+    let networks = inspect["NetworkSettings"]["Networks"].as_object().expect("an object").iter();
+    let networks: Vec<Value> = networks
+        .map(|(name, network)| {
+            json!([name, network["IPAddress"], network["IPPrefixLen"], network["MacAddress"], network["Gateway"]])
+        })
+        .collect();
+    let fields = ["Name", "Path", "Args", "Image", "Config"].map(|field| inspect[field].clone());
+    json!({"fields": fields, "host": host, "mounts": mounts, "networks": networks})
+}
+
+fn assert_same(before: &Value, after: &Value) {
+    let (before, after) = (identity(before), identity(after));
+    let lines = |value: &Value| format!("{value:#}").lines().map(str::to_owned).collect::<Vec<_>>();
+    let (old, new) = (lines(&before), lines(&after));
+    let gone: Vec<_> = old.iter().filter(|line| !new.contains(line)).collect();
+    let come: Vec<_> = new.iter().filter(|line| !old.contains(line)).collect();
+    assert_eq!(before, after, "gone: {gone:#?}\ncome: {come:#?}");
+}
+
+pub(crate) fn the_container_is_the_same_to_the_engine_and_never_restarted_at_the_source(scene: &Scene) {
+    let options = "--network=lan --ip=172.30.0.51 --mac-address=02:00:00:00:00:51 --restart=always --env=COLOUR=blue \
+        --label=tier=gold --label=io.spothop.priority=3 --hostname=talker --workdir=/tmp --volume=kept:/kept \
+        --volume=/anonymous --tmpfs=/scratch:size=1m --memory=512m --cpu-shares=512 --ulimit=nofile=1024:2048 \
+        --cap-add=NET_ADMIN --cap-drop=MKNOD --log-opt=max-size=1m --stop-signal=SIGTERM --stop-timeout=3 \
+        --health-cmd=true --health-interval=1s --add-host=elsewhere:10.1.2.3 --dns=10.9.9.9 --init=false \
+        --shm-size=8m --sysctl=net.ipv4.ip_local_port_range='2000 3000' --oom-score-adj=100 --read-only=false python";
+    let id = scene.run("a", "t1", options, &["python3", "-c", TALKER]);
+    let before = scene.inspect("a", "t1");
+    let since = scene.sh("a", "date +%s.%N");
+
+    scene.migrate("a", "t1", "b");
+
+    assert_same(&before, &scene.inspect("b", "t1"));
+    let actions = scene.sh(
+        "a",
+        &format!(
+            "docker events --since={since} --until=$(date +%s.%N) --filter=container={id} --format={{{{.Action}}}}"
+        ),
+    );
+    assert!(actions.contains("die") && actions.contains("destroy"), "{actions}");
+    assert!(!actions.lines().any(|action| action == "start"), "{actions}");
+    scene.nothing_is_left("b", "t1", &["a", "b"]);
+
+    // The same once more: what was restored can be moved like what was started.
+    scene.migrate("b", "t1", "a");
+    assert_same(&before, &scene.inspect("a", "t1"));
+}
+
+pub(crate) fn logs_exec_and_stop_work_after_the_move(scene: &Scene) {
+    scene.run("a", "t1", "--network=lan --ip=172.30.0.51 --restart=on-failure:3 python", &["python3", "-c", TALKER]);
+    let mut talk = scene.follow("a", "docker logs --follow t1");
+    talk.until(|line| line == "number 3");
+
+    scene.migrate("a", "t1", "b");
+
+    let mut talk = scene.follow("b", "docker logs --follow t1");
+    let number = talk.until(|line| line.starts_with("number"));
+    let number: u64 = number.trim_start_matches("number ").parse().expect("a number");
+    assert!(number > 3, "it began anew");
+    talk.until(|line| line == format!("number {}", number + 3));
+    scene.sh("b", "docker kill --signal=USR1 t1");
+    talk.until(|line| line == "heard");
+    let inside =
+        scene.sh("b", "docker exec t1 python3 -c 'import os; print(os.getpid() > 1, os.path.exists(\"/proc/1\"))'");
+    assert_eq!(inside, "True True");
+    assert!(scene.sh("b", "docker top t1").contains("python3"));
+    scene.sh("b", "docker pause t1; docker unpause t1; docker stats --no-stream t1");
+    scene.sh("b", "docker stop --time=10 t1");
+    let state = scene.inspect("b", "t1")["State"].take();
+    assert_eq!((&state["Status"], &state["ExitCode"]), (&json!("exited"), &json!(7)), "{state:#}");
+    assert_eq!(talk.end().0, 0);
+    // By hand it starts from the beginning, on the same host, without spothop.
+    scene.sh("b", "systemctl stop spothop; docker start t1");
+    let mut talk = scene.follow("b", "docker logs --follow --since=0s t1");
+    talk.until(|line| line.starts_with("begin"));
+    talk.until(|line| line == "number 0");
+    scene.sh("b", "systemctl start spothop");
+}
+
+pub(crate) fn a_terminal_lives_on(scene: &Scene) {
+    scene.run("a", "t1", "--tty --interactive --network=lan --ip=172.30.0.51 python", &["python3", "-c", TALKER]);
+    let mut talk = scene.follow("a", "docker logs --follow t1");
+    let begin = talk.until(|line| line.starts_with("begin"));
+    assert_eq!(begin.trim(), "begin True True");
+    talk.until(|line| line.trim() == "number 3");
+
+    scene.migrate("a", "t1", "b");
+
+    let mut talk = scene.follow("b", "docker logs --follow t1");
+    let number = talk.until(|line| line.starts_with("number"));
+    let number: u64 = number.trim().trim_start_matches("number ").parse().expect("a number");
+    assert!(number > 3, "it began anew");
+    talk.until(|line| line.trim() == format!("number {}", number + 3));
+    // What is typed is echoed and read. The terminal stays attached until the process's answer was seen.
+    let mut attached = scene.follow("b", "{ echo typed; sleep 100; } | script -qec 'docker attach t1' /dev/null");
+    attached.until(|line| line.trim() == "read typed");
+    talk.until(|line| line.trim() == "typed");
+    talk.until(|line| line.trim() == "read typed");
+}
+
+pub(crate) fn an_image_that_the_target_lacks_is_shipped(scene: &Scene) {
+    let image =
+        scene.sh("a", "printf 'FROM python\\nLABEL only=here\\n' | DOCKER_BUILDKIT=0 docker build -q -t lonely -");
+    scene.sh("b", "docker image rm -f lonely 2>/dev/null || true");
+    scene.run("a", "t1", "--network=lan --ip=172.30.0.51 lonely", &["python3", "-c", TALKER]);
+
+    scene.migrate("a", "t1", "b");
+
+    assert_eq!(scene.sh("b", "docker image inspect --format={{.Id}} lonely"), image);
+    assert_eq!(scene.inspect("b", "t1")["Config"]["Image"], "lonely");
+    let mut talk = scene.follow("b", "docker logs --follow t1");
+    talk.until(|line| line.starts_with("number"));
+}
+
+pub(crate) fn a_notice_moves_all_containers_in_the_order_of_their_priority(scene: &Scene) {
+    for (name, address, priority) in [("low", 52, 1), ("high", 53, 9), ("middle", 54, 5)] {
+        let options = format!("--network=lan --ip=172.30.0.{address} --label=io.spothop.priority={priority} python");
+        scene.run("a", name, &options, &["python3", "-c", TALKER]);
+    }
+    scene.notice("a", Action::Terminate, Duration::from_secs(120)).expect("a notice");
+
+    for name in ["low", "high", "middle"] {
+        scene.eventually("b", &format!("docker inspect --format={{{{.State.Running}}}} {name} | grep true"));
+        scene.eventually("a", &format!("! docker inspect {name}"));
+    }
+    let history = scene.spothop("b", &["history", "-n", "3"]).json;
+    let mut order: Vec<(String, String)> = history
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|one| (one["phases"][0]["at"].to_string(), one["container"].as_str().unwrap_or_default().to_owned()))
+        .collect();
+    order.sort();
+    assert_eq!(order.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["high", "middle", "low"]);
+    scene.cancel_notice("a").expect("a cancellation");
+    scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
+}

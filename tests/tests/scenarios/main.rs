@@ -1,0 +1,82 @@
+//! What spothop promises, on real hosts: two machines with systemd, Docker and spothop, and a client, on one network.
+//!
+//! All scenarios share one testbed, which is made when the first of them needs it and goes away after the last, however that
+//! ended; the one that takes the power from a host has its own. They run one after another: two at a time would measure each
+//! other. `cargo test -p spothop-tests --features e2e --test scenarios -- NAME` runs some of them.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod engine;
+mod faults;
+mod files;
+mod network;
+mod processes;
+mod redis;
+mod refusals;
+mod scene;
+mod targets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use libtest_mimic::{Arguments, Trial};
+
+use self::scene::Scene;
+
+/// The testbed of all scenarios. A static is never dropped: `main` takes it out at the end.
+static SHARED: Mutex<Option<Scene>> = Mutex::new(None);
+
+/// Trials named after functions that take a [`Scene`].
+macro_rules! scenarios {
+    ($($module:ident :: $name:ident,)*) => {
+        vec![$(trial(concat!(stringify!($module), "::", stringify!($name)), $module::$name)),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let trials = scenarios![
+        redis::a_notice_moves_redis_under_load_with_its_connection_and_every_acknowledged_write,
+        redis::a_connection_lives_through_a_move_and_the_move_back,
+        redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
+        engine::the_container_is_the_same_to_the_engine_and_never_restarted_at_the_source,
+        engine::logs_exec_and_stop_work_after_the_move,
+        engine::a_terminal_lives_on,
+        engine::an_image_that_the_target_lacks_is_shipped,
+        engine::a_notice_moves_all_containers_in_the_order_of_their_priority,
+        files::the_writable_layer_and_all_volumes_are_the_same_after_the_move,
+        files::changes_up_to_the_freeze_are_not_lost,
+        processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
+        network::a_published_port_lives_on_at_the_new_address_and_old_connections_are_reset,
+        refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
+        refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,
+        targets::a_target_without_memory_refuses_with_figures,
+        targets::a_certificate_of_another_authority_is_named_as_the_reason,
+        targets::a_certificate_of_another_host_is_named_as_the_reason,
+        faults::a_failure_at_the_source_after_the_transfer_leaves_the_container_where_it_was,
+        faults::a_failure_at_the_source_after_the_restore_leaves_the_container_where_it_was,
+        faults::a_failure_at_the_target_after_the_restore_leaves_the_container_where_it_was,
+        faults::a_target_daemon_killed_before_commit_leaves_the_container_where_it_was,
+        faults::a_target_cut_off_before_commit_leaves_the_container_where_it_was,
+        faults::a_target_that_loses_its_power_before_commit_leaves_the_container_where_it_was,
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
+    conclusion.exit_code()
+}
+
+fn trial(name: &str, scenario: fn(&Scene)) -> Trial {
+    Trial::test(name, move || {
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        let scene = shared.get_or_insert_with(|| Scene::up("e2e-scenarios"));
+        scene.clear();
+        catch_unwind(AssertUnwindSafe(|| scenario(scene))).unwrap_or_else(|panic| {
+            scene.tell_logs();
+            resume_unwind(panic)
+        });
+        Ok(())
+    })
+}
