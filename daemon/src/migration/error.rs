@@ -162,8 +162,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let words = cause.to_string();
-        // Transparent wrappers repeat their cause.
-        if !text.ends_with(&words) {
+        // Transparent wrappers, and some libraries' messages, repeat their cause.
+        if !text.contains(&words) {
             text.push_str(": ");
             text.push_str(&words);
         }
