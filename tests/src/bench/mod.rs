@@ -79,6 +79,8 @@ pub struct Step {
     pub seconds: f64,
     /// How many of the machine's cores were busy meanwhile, on average; none where nobody looked.
     pub busy_cores: Option<f64>,
+    /// Seconds of a core that programs on the hosts have used, by name; those that used next to none are left out.
+    pub programs: Vec<(String, f64)>,
 }
 
 /// One move, measured.
@@ -96,6 +98,8 @@ pub struct Run {
     pub kept: bool,
     /// Acknowledged writes that the server does not have afterwards.
     pub lost_writes: u64,
+    /// Bytes that were sent, where that is told.
+    pub sent_bytes: Option<u64>,
     /// What the total consists of, in order.
     pub steps: Vec<Step>,
 }

@@ -92,7 +92,7 @@ impl<'a> Podman<'a> {
             let start = Instant::now();
             let mut command = self.bed.exec(host, words)?;
             let output = output(&mut command)?;
-            steps.push(Step { name, seconds: seconds(start.elapsed()), busy_cores: None });
+            steps.push(Step { name, seconds: seconds(start.elapsed()), busy_cores: None, programs: Vec::new() });
             check(&command, output).map(drop)
         };
         step("checkpoint", SOURCE, &[&["podman", "--runtime=runc", "container", "checkpoint"][..], &export].concat())?;
@@ -109,6 +109,7 @@ impl<'a> Podman<'a> {
             total,
             kept: seen.connections == 1,
             lost_writes: seen.lost_writes,
+            sent_bytes: None,
             steps,
         })
     }

@@ -7,6 +7,9 @@ use serde::Serialize;
 
 use super::{Facts, Failure, Run, Way};
 
+/// The steps of spothop's way during which the container does not run.
+const FROZEN: [&str; 4] = ["dump", "transfer", "restore", "commit and start"];
+
 /// Everything that was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -91,7 +94,7 @@ impl Report {
         for way in Way::ALL {
             text.push_str(&self.split(way));
         }
-        if let Some(sentence) = self.longest_step() {
+        if let Some(sentence) = self.frozen() {
             let _ = writeln!(text, "{sentence}");
         }
         text
@@ -218,30 +221,50 @@ impl Report {
                     name: step.name,
                     seconds: Quantiles::of(all(step.name).map(|step| step.seconds))?.p50,
                     busy_cores: Quantiles::of(all(step.name).filter_map(|step| step.busy_cores)).map(|cores| cores.p50),
+                    programs: step
+                        .programs
+                        .iter()
+                        .filter_map(|(program, _)| {
+                            let used = all(step.name).flat_map(|step| &step.programs);
+                            let used = used.filter(|(name, _)| name == program).map(|(_, seconds)| *seconds);
+                            Some((program.clone(), Quantiles::of(used)?.p50))
+                        })
+                        .collect(),
                 })
             })
             .collect()
     }
 
-    /// What the frozen time of the largest size consists of, in one sentence.
-    fn longest_step(&self) -> Option<String> {
+    /// What the frozen time of the largest size consists of.
+    fn frozen(&self) -> Option<String> {
         let mib = *self.sizes().last()?;
-        let frozen: Vec<_> = self
-            .steps(Way::Spothop, mib)
-            .into_iter()
-            .filter(|step| ["dump", "transfer", "restore", "commit and start"].contains(&step.name))
-            .collect();
+        let frozen: Vec<_> =
+            self.steps(Way::Spothop, mib).into_iter().filter(|step| FROZEN.contains(&step.name)).collect();
         let all: f64 = frozen.iter().map(|step| step.seconds).sum();
-        let parts: Vec<_> =
-            frozen.iter().map(|step| format!("{} {:.0} %", step.name, step.seconds / all * 100.0)).collect();
+        let parts: Vec<_> = frozen
+            .iter()
+            .map(|step| {
+                let used: Vec<_> =
+                    step.programs.iter().map(|(name, seconds)| format!("{name} {seconds:.2} s")).collect();
+                let used = if used.is_empty() { String::new() } else { format!(" (of a core: {})", used.join(", ")) };
+                format!("{} {:.0} %{used}", step.name, step.seconds / all * 100.0)
+            })
+            .collect();
         let downtime = self.row(Way::Spothop, mib)?.downtime.p50;
+        let sent = Quantiles::of(self.sent_gigabytes(mib)).map_or(0.0, |sent| sent.p50);
         Some(format!(
-            "At {} the container is frozen for {all:.2} s: {}. The other {:.2} s of the downtime are between the kernel and the client: \
-             the network's attachment and TCP's next retransmission.",
+            "At {} spothop sends {sent:.2} GB and the container is frozen for {all:.2} s: {}. The other {:.2} s of the client's downtime are \
+             the freeze itself and TCP's next retransmission.",
             size(mib),
             parts.join(", "),
             (downtime - all).max(0.0)
         ))
+    }
+
+    fn sent_gigabytes(&self, mib: u64) -> impl Iterator<Item = f64> {
+        // To the megabyte, which is exact in a float.
+        let megabytes = |bytes: u64| u32::try_from(bytes / 1_000_000).ok().map(f64::from);
+        self.runs(Way::Spothop, mib).filter_map(move |run| Some(megabytes(run.sent_bytes?)? / 1000.0))
     }
 }
 
@@ -255,12 +278,26 @@ mod tests {
     use super::*;
 
     fn run(way: Way, downtime: f64, kept: bool) -> Run {
-        let step = |name, seconds| Step { name, seconds, busy_cores: Some(1.5) };
+        let step = |name, seconds| Step {
+            name,
+            seconds,
+            busy_cores: Some(1.5),
+            programs: vec![("criu on a".to_owned(), seconds / 2.0)],
+        };
         let steps = match way {
             Way::Spothop => vec![step("prepare", 0.2), step("dump", downtime / 2.0), step("restore", downtime / 2.0)],
             Way::Podman => vec![step("checkpoint", downtime)],
         };
-        Run { way, mib: 1024, downtime, total: downtime * 2.0, kept, lost_writes: 0, steps }
+        Run {
+            way,
+            mib: 1024,
+            downtime,
+            total: downtime * 2.0,
+            kept,
+            lost_writes: 0,
+            sent_bytes: Some(1_370_000_000),
+            steps,
+        }
     }
 
     fn report() -> Report {
@@ -309,6 +346,11 @@ mod tests {
             text.contains("2 cores, 24 GiB and Linux 6.18.0, an unlimited link; criu 4.2.1. 3 runs each."),
             "{text}"
         );
-        assert!(text.contains("dump 50 %, restore 50 %"), "{text}");
+        assert!(
+            text.contains(
+                "sends 1.37 GB and the container is frozen for 1.50 s: dump 50 % (of a core: criu on a 0.38 s), restore"
+            ),
+            "{text}"
+        );
     }
 }

@@ -36,6 +36,8 @@ struct Printed {
 #[derive(Debug, Deserialize)]
 struct Migration {
     phases: Vec<Entered>,
+    /// Before compression.
+    bytes_sent: u64,
 }
 
 /// A phase and when it began.
@@ -77,11 +79,13 @@ impl<'a> Spothop<'a> {
     fn move_it(&self, server: Server<'_>, mib: u64) -> Result<Run> {
         server.fill(mib)?;
         let witness = server.watch()?;
-        let watch = Watch::start(self.bed.state().host(SOURCE)?.pid);
+        let watch = Watch::start(self.bed)?;
         let start = Instant::now();
         let printed = self.bed.output(SOURCE, ["spothop", "migrate", NAME, "--to", TARGET, "--json"])?;
         let total = seconds(start.elapsed());
         let profile = watch.stop();
+        let printed: Printed = serde_json::from_str(&printed)
+            .map_err(|source| Error::Json { what: "what `spothop migrate --json` printed".to_owned(), source })?;
         server.verify(mib)?;
         let seen = witness.report()?;
         Ok(Run {
@@ -91,7 +95,8 @@ impl<'a> Spothop<'a> {
             total,
             kept: seen.connections == 1,
             lost_writes: seen.lost_writes,
-            steps: steps(&printed, &profile)?,
+            sent_bytes: Some(printed.migrations.iter().map(|migration| migration.bytes_sent).sum()),
+            steps: steps(&printed, &profile),
         })
     }
 
@@ -107,9 +112,7 @@ impl<'a> Spothop<'a> {
 
 /// Splits the timeline. Between `frozen` and `transferred` CRIU writes its images and then they are sent; that the one has ended
 /// is seen in the file system.
-fn steps(printed: &str, profile: &Profile) -> Result<Vec<Step>> {
-    let json = |source| Error::Json { what: "what `spothop migrate --json` printed".to_owned(), source };
-    let printed: Printed = serde_json::from_str(printed).map_err(json)?;
+fn steps(printed: &Printed, profile: &Profile) -> Vec<Step> {
     let mut moments: Vec<(&'static str, Timestamp)> = Vec::new();
     for entered in printed.migrations.iter().flat_map(|migration| &migration.phases) {
         let ends = match entered.phase.as_str() {
@@ -128,9 +131,14 @@ fn steps(printed: &str, profile: &Profile) -> Result<Vec<Step>> {
     }
     let between = moments.windows(2).map(|pair| {
         let ((_, from), (name, to)) = (pair[0], pair[1]);
-        Step { name, seconds: to.duration_since(from).as_secs_f64(), busy_cores: profile.busy_cores(from, to) }
+        Step {
+            name,
+            seconds: to.duration_since(from).as_secs_f64(),
+            busy_cores: profile.busy_cores(from, to),
+            programs: profile.programs(from, to),
+        }
     });
-    Ok(between.collect())
+    between.collect()
 }
 
 #[cfg(test)]
@@ -157,10 +165,10 @@ mod tests {
         .iter()
         .map(|(phase, millis)| entered(phase, *millis))
         .collect();
-        let printed = format!(r#"{{"plan":{{}},"migrations":[{{"id":"x","phases":[{}]}}]}}"#, phases.join(","));
+        let printed =
+            format!(r#"{{"plan":{{}},"migrations":[{{"id":"x","bytes_sent":1,"phases":[{}]}}]}}"#, phases.join(","));
         let profile = Profile { dumped: "2026-01-02T03:04:05.250Z".parse().ok(), ..Profile::default() };
-        let steps: Vec<_> = steps(&printed, &profile)
-            .unwrap()
+        let steps: Vec<_> = steps(&serde_json::from_str(&printed).unwrap(), &profile)
             .into_iter()
             .map(|step| (step.name, (step.seconds * 1000.0).round()))
             .collect();
