@@ -97,6 +97,9 @@ enum Command {
         /// How much data Redis has, in MiB.
         #[arg(long, default_value_t = 1024)]
         mib: u64,
+        /// Install spothop as it was built last.
+        #[arg(long)]
+        no_build: bool,
     },
     /// (internal) Talk to a Redis server until standard input ends.
     #[command(hide = true)]
@@ -270,13 +273,18 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         Command::BenchAll(BenchAll { runs, sizes, out }) => {
-            bench::run(&program, Layout::new(cli.name.as_deref().unwrap_or("bench"))?, &bench::Options { runs, sizes, out }, &say)?;
+            bench::run(
+                &program,
+                Layout::new(cli.name.as_deref().unwrap_or("bench"))?,
+                &bench::Options { runs, sizes, out },
+                &say,
+            )?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::Demo { mib } => {
-            let outcome = demo::run(&program, Layout::new(cli.name.as_deref().unwrap_or("demo"))?, mib, &|line| {
-                eprintln!("{line}")
-            })?;
+        Command::Demo { mib, no_build } => {
+            let options = Options { build: !no_build, ..Options::default() };
+            let layout = Layout::new(cli.name.as_deref().unwrap_or("demo"))?;
+            let outcome = demo::run(&program, layout, &options, mib, &|line| eprintln!("{line}"))?;
             code = ExitCode::from(u8::from(!outcome.wrong.is_empty()));
             let document = serde_json::to_value(&outcome)
                 .map_err(|source| Error::Json { what: "the outcome".to_owned(), source })?;

@@ -15,7 +15,7 @@ use crate::imds::Action;
 use crate::layout::Layout;
 use crate::redis::live;
 use crate::scenario::Redis;
-use crate::testbed::{Options, Testbed};
+use crate::testbed::{Options, Testbed, down};
 use crate::workload::Workload;
 
 /// The container's name.
@@ -46,12 +46,13 @@ pub struct Outcome {
     pub wrong: Vec<String>,
 }
 
-/// Shows it on a testbed of its own name, which is gone afterwards.
+/// Shows it with `mib` MiB of data on a testbed of its own, which is gone afterwards.
 ///
 /// # Errors
 /// Whatever kept the demo from its end; when it gets there and something is wrong, [`Outcome::wrong`] says so.
-pub fn run(program: &Path, layout: Layout, mib: u64, say: &dyn Fn(&str)) -> Result<Outcome> {
-    let bed = Testbed::up(program, layout, &Options::default(), say)?;
+pub fn run(program: &Path, layout: Layout, options: &Options, mib: u64, say: &dyn Fn(&str)) -> Result<Outcome> {
+    down(&layout)?; // what an interrupted demo has left
+    let bed = Testbed::up(program, layout, options, say)?;
     let outcome = show(&bed, mib, say);
     if outcome.as_ref().map_or(true, |outcome| !outcome.wrong.is_empty()) {
         tell_logs(&bed, say);

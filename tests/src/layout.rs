@@ -17,7 +17,7 @@ const RUN: &str = "/run/spothop-testbed";
 /// Prefix of our named network namespaces.
 const NETNS_PREFIX: &str = "spothop-testbed-";
 /// Where `ip netns` keeps named network namespaces (ip-netns(8)).
-const NETNS: &str = "/run/netns";
+pub(crate) const NETNS: &str = "/run/netns";
 
 /// The client's name; hosts are called `a`, `b`, `c`…
 pub const CLIENT: &str = "client";

@@ -1,11 +1,14 @@
 //! The switch: a bridge in a network namespace of its own, one port for every machine.
 
 use std::fs;
+use std::path::Path;
+
+use nix::mount::{MntFlags, umount2};
 
 use crate::base::remove_if_there;
 use crate::command::{command, ip, run};
 use crate::error::{Context, Result};
-use crate::layout::Layout;
+use crate::layout::{Layout, NETNS};
 
 /// The bridge's name inside its namespace.
 const BRIDGE: &str = "br0";
@@ -80,11 +83,20 @@ impl Switch {
             // An `ip netns add` that died half way leaves a file that is no namespace.
             remove_if_there(&file)?;
         }
+        unmount_namespaces();
         Ok(())
     }
 
     fn set_port_state(&self, port: &str, state: &str) -> Result<()> {
         run(&mut command("bridge", ["-n", &self.namespace, "link", "set", "dev", port, "state", state])).map(drop)
+    }
+}
+
+/// The first `ip netns add` makes a mount of the directory of namespaces; it goes with the last one in it.
+fn unmount_namespaces() {
+    let directory = Path::new(NETNS);
+    if fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none()) {
+        let _ = umount2(directory, MntFlags::empty()); // not a mount, or in use again
     }
 }
 
