@@ -20,6 +20,9 @@ use crate::hook::{Action, Event};
 /// The link's name in the migration's directory.
 const HOOK: &str = "hook";
 
+/// The file that the hook leaves when the tasks run.
+const RESUMED: &str = "resumed";
+
 /// How often, in milliseconds, the hook looks whether its directory is still there.
 const STILL_THERE: u16 = 500;
 
@@ -27,6 +30,8 @@ const STILL_THERE: u16 = 500;
 pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
     let link = directory.join(HOOK);
     let _ = std::fs::remove_file(&link);
+    // Of a former attempt, which has failed.
+    let _ = std::fs::remove_file(directory.join(RESUMED));
     symlink(std::env::current_exe()?, &link)?;
     Ok(link)
 }
@@ -49,6 +54,11 @@ pub(super) fn decide(directory: &Path, go: bool) -> io::Result<()> {
     stream.write_all(if go { b"go\n" } else { b"abort\n" })
 }
 
+/// Has CRIU said that the tasks run?
+pub(super) fn resumed(directory: &Path) -> bool {
+    directory.join(RESUMED).exists()
+}
+
 /// Does the hook's work when this process is one; `None` when it is not.
 pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
     let path = Path::new(arguments.first()?);
@@ -56,8 +66,14 @@ pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
         return None;
     }
     let event = Event::from_env()?;
-    if event.action != Action::PostRestore {
-        return Some(ExitCode::SUCCESS);
+    match event.action {
+        Action::PostRestore => {}
+        Action::PostResume => {
+            // Best effort: without it `start` still has the keeper's word.
+            let _ = path.parent().map(|directory| std::fs::write(directory.join(RESUMED), ""));
+            return Some(ExitCode::SUCCESS);
+        }
+        _ => return Some(ExitCode::SUCCESS),
     }
     let go = event.init_pid.zip(path.parent()).is_some_and(|(pid, directory)| hold(directory, pid).unwrap_or(false));
     Some(if go { ExitCode::SUCCESS } else { ExitCode::FAILURE })
