@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::time::{ClockId, clock_gettime};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
@@ -77,6 +78,13 @@ fn is_zero(bytes: &[u8]) -> bool {
     bytes.chunks(4096).all(|page| page.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
+/// Processor time of this thread: unlike the clock, it does not count what others do on a busy machine meanwhile, so that one unlucky
+/// moment does not stand for all the chunks until the next try.
+fn thread_time() -> Duration {
+    // Linux has this clock for every thread; without it, compressing would seem to cost nothing.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
+}
+
 /// Packs the chunks of one connection.
 pub(crate) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
@@ -134,9 +142,9 @@ impl Packer {
         }
         // No room for what is not worth it: zstd then gives up early.
         self.frame.resize(HEADER + raw.len() - raw.len() / LEAST_SAVING, 0);
-        let begin = Instant::now();
+        let begin = thread_time();
         let stored = self.compressor.compress_to_buffer(raw, &mut self.frame[HEADER..]).unwrap_or(raw.len());
-        let worth = self.policy.judge(raw.len(), stored, begin.elapsed());
+        let worth = self.policy.judge(raw.len(), stored, thread_time().saturating_sub(begin));
         self.frame.truncate(if worth { HEADER + stored } else { 0 });
         worth.then_some(stored)
     }

@@ -120,7 +120,8 @@ impl<'a> Transfer<'a> {
                     Ok(worker) => finished.push(worker?),
                     Err(error) => match error.try_into_panic() {
                         Ok(panic) => std::panic::resume_unwind(panic),
-                        Err(_) => unreachable!("nobody else aborts the tasks"),
+                        // Nobody else aborts the tasks: the runtime is shutting down, and this future with it.
+                        Err(_) => std::future::pending().await,
                     },
                 },
                 result = &mut feed, if fed.is_none() => fed = Some(result?),

@@ -108,6 +108,7 @@ pub async fn connect_with(
     }
     let mut data = Vec::with_capacity(count);
     while let Some(opened) = opening.join_next().await {
+        // Nobody aborts these tasks, so a missing result is a panic.
         data.push(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?);
     }
     data.sort_by_key(|(index, _)| *index);

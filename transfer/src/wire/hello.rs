@@ -67,7 +67,7 @@ impl Hello {
         bytes
     }
 
-    /// `None` for the magic alone; what else is wrong is [`Error::Protocol`].
+    /// [`Error::NotSpothop`] without the magic, [`Error::Protocol`] for what else cannot be.
     fn decode(bytes: &[u8; LENGTH], peer: &str) -> Result<Self, Error> {
         check_magic(bytes, peer)?;
         let versions = VersionRange { min: read_le!(u16, bytes, 8), max: read_le!(u16, bytes, 10) };
