@@ -1,8 +1,9 @@
 //! CRIU's configuration file: the only way to give CRIU options that the container runtime has no flag for.
 //!
 //! runc makes CRIU read one such file (`/etc/criu/runc.conf`, or the one that the annotation [`ANNOTATION`] names) *after* its
-//! own options, so what stands here wins. The format is one long option per line without its dashes; see criu(8),
-//! "CONFIGURATION FILES".
+//! own options, so what stands here wins. Except the log's level: runc always asks for the most verbose one, and CRIU 4.2
+//! takes it from the request alone (criu/cr-service.c, `setup_logging_from_req`). The format is one long option per line
+//! without its dashes; see criu(8), "CONFIGURATION FILES".
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -21,10 +22,6 @@ const EXTERNAL_NETNS: &str = "extRootNetNS";
 
 /// The first line of every file that we write, by which we know our own.
 const HEADER: &str = "# Written by spothop for one checkpoint or restore.";
-
-/// CRIU's `verbosity` for both directions: errors and warnings. Errors are what [`crate::log::triage`] needs; each level
-/// above costs time under the freeze (-v4 instead of -v1: 20 to 100 ms).
-const VERBOSITY: u8 = 2;
 
 /// The largest unlinked file that is carried inside the images (`ghost-limit`); CRIU's own limit of 1 MiB is less
 /// than databases keep in deleted temporary files.
@@ -56,7 +53,6 @@ impl Options {
     pub fn text(&self, before: &str) -> String {
         let mut lines: Vec<String> = Vec::new();
         lines.extend(before.lines().map(str::to_owned));
-        lines.push(format!("verbosity {VERBOSITY}"));
         lines.push(format!("ghost-limit {GHOST_LIMIT}"));
         lines.push("link-remap".into());
         match self.tcp {
@@ -125,7 +121,7 @@ mod tests {
             "network-lock nftables",
             "action-script \"/run/spothop/dump/x y/hook\"",
             "external net[4026532000]:extRootNetNS",
-            "verbosity 2",
+            "link-remap",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in {text}");
         }

@@ -24,7 +24,7 @@ use crate::TcpMode;
 use crate::command::{self, CommandError};
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
-use crate::log::Triage;
+use crate::log::{self, Triage};
 use crate::netns::OwnNetns;
 use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
@@ -213,7 +213,7 @@ impl Checkpoint {
         let held = fs::remove_file(&marker).is_ok();
         let log = self.work_dir.join("dump.log");
         if held && missing.is_none() {
-            let resumed = fs::read(&log).is_ok_and(|text| String::from_utf8_lossy(&text).contains(RESUMED));
+            let resumed = log::tail(&log).is_ok_and(|text| text.contains(RESUMED));
             return match resumed {
                 true => Ok(Outcome::Resumed),
                 false => Err(DumpError::Died { container_id: self.container_id.clone() }),

@@ -1,12 +1,15 @@
 //! What a CRIU log means: the first real error, its likely cause, and what to do.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// How much of a log is read: the errors of a run stand at its end, and at our verbosity a log is a few KiB.
-const LIMIT: usize = 8 << 20;
+/// How much of a log is read, from its end, where the errors of a failed run stand. Through runc CRIU logs everything:
+/// hundreds of KiB for a few tasks, tens of MiB for many.
+const LIMIT: u64 = 4 << 20;
 
 /// What was found in a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,13 +100,7 @@ const ADVICE: &[(&str, &str)] = &[
 impl Triage {
     /// Reads the log at `path`; an unreadable log has nothing to say.
     pub fn of_file(path: &Path) -> Self {
-        match std::fs::read(path) {
-            Ok(mut text) => {
-                text.truncate(LIMIT);
-                Self::of_text(&String::from_utf8_lossy(&text))
-            }
-            Err(_) => Self::default(),
-        }
+        tail(path).map_or_else(|_| Self::default(), |text| Self::of_text(&text))
     }
 
     /// Triage of a log's text.
@@ -118,6 +115,16 @@ impl Triage {
     pub fn or_else(&self, other: impl FnOnce() -> String) -> String {
         if self.error.is_some() { self.to_string() } else { other() }
     }
+}
+
+/// The end of the log at `path`, as much as matters.
+pub(crate) fn tail(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let start = file.metadata()?.len().saturating_sub(LIMIT);
+    file.seek(SeekFrom::Start(start))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 impl fmt::Display for Triage {
@@ -162,6 +169,16 @@ mod tests {
     fn a_log_without_errors_has_nothing_to_say() {
         assert_eq!(Triage::of_text("(00.1) Warn  (a.c:1): x\nError in prose\n"), Triage::default());
         assert_eq!(Triage::of_file(Path::new("/nonexistent")).to_string(), "CRIU's log has no error line");
+    }
+
+    #[test]
+    fn the_end_of_a_long_log_is_read() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("dump.log");
+        let mut text = "(00.1) nothing to see\n".repeat(300_000);
+        text.push_str("(09.9) Error (criu/x.c:9): at last\n");
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(Triage::of_file(&path).error.as_deref(), Some("at last"));
     }
 
     #[test]
