@@ -84,6 +84,21 @@ impl Bundle {
         Ok(())
     }
 
+    /// Names every bind mount's source by its real path. An ordinary start follows links; CRIU takes the link itself for the
+    /// source (criu, `criu/mount-v2.c`), and fails. Debian's `docker-init` is one.
+    pub(super) fn resolve_bind_sources(&mut self) {
+        for mount in self.config["mounts"].as_array_mut().into_iter().flatten() {
+            let is_bind = |option: &Value| option == "bind" || option == "rbind";
+            if !mount["options"].as_array().is_some_and(|options| options.iter().any(is_bind)) {
+                continue;
+            }
+            // One that is not there is runc's to complain about.
+            if let Some(real) = mount["source"].as_str().and_then(|source| fs::canonicalize(source).ok()) {
+                mount["source"] = real.to_string_lossy().into();
+            }
+        }
+    }
+
     /// Writes the bundle back, atomically.
     pub(super) fn write(&self) -> Result<(), OciError> {
         let new = self.path.with_extension("json.spothop");
@@ -127,6 +142,25 @@ mod tests {
         assert_eq!(again.config["linux"]["namespaces"][0], serde_json::json!({"type": "pid"}));
         assert_eq!(again.config["linux"]["resources"]["memory"]["limit"], 9223372036854771712_u64);
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_source_of_a_bind_mount_is_no_link() {
+        let scratch = tempfile::tempdir().unwrap();
+        let real = scratch.path().canonicalize().unwrap().join("real");
+        let link = scratch.path().join("link");
+        fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let mounts = serde_json::json!([
+            {"destination": "/init", "type": "bind", "source": link, "options": ["bind", "ro"]},
+            {"destination": "/gone", "type": "bind", "source": "/nonexistent", "options": ["rbind"]},
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+        ]);
+        let scratch = bundle(&serde_json::json!({"mounts": mounts}).to_string());
+        let mut bundle = Bundle::read(scratch.path()).unwrap();
+        bundle.resolve_bind_sources();
+        assert_eq!(bundle.config["mounts"][0]["source"], real.to_string_lossy().as_ref());
+        assert_eq!(bundle.config["mounts"].as_array().unwrap()[1..], mounts.as_array().unwrap()[1..]);
     }
 
     #[test]

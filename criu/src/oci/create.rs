@@ -54,6 +54,7 @@ fn hold(
     let mut bundle = Bundle::read(&invocation.bundle)?;
     let held = gate::listen_for_held(directory.path()).map_err(file("listen in", directory.path()))?;
     configure_criu(&mut bundle, directory, request)?;
+    bundle.resolve_bind_sources();
     network.prepare(&mut bundle, request)?;
     bundle.write()?;
 
