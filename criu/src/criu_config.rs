@@ -46,6 +46,8 @@ pub struct Options {
     pub action_script: Option<PathBuf>,
     /// Inode of the container's network namespace, to be declared as external (dump only).
     pub external_netns: Option<u64>,
+    /// Paths inside the container that are watched ([`crate::watches`]; dump only).
+    pub watched: Vec<PathBuf>,
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
         if let Some(inode) = self.external_netns {
             lines.push(format!("external net[{inode}]:{EXTERNAL_NETNS}"));
         }
+        lines.extend(self.watched.iter().map(|path| format!("irmap-scan-path {}", quoted(&path.to_string_lossy()))));
         format!("{HEADER}\n{}\n", lines.join("\n"))
     }
 
@@ -113,6 +116,7 @@ mod tests {
             tcp: TcpMode::Established,
             action_script: Some("/run/spothop/dump/x y/hook".into()),
             external_netns: Some(4026532000),
+            watched: vec!["/etc/app".into()],
         };
         let text = options.text("");
         assert!(text.starts_with(HEADER));
@@ -121,6 +125,7 @@ mod tests {
             "network-lock nftables",
             "action-script \"/run/spothop/dump/x y/hook\"",
             "external net[4026532000]:extRootNetNS",
+            "irmap-scan-path \"/etc/app\"",
             "link-remap",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is missing in {text}");
@@ -129,7 +134,8 @@ mod tests {
 
     #[test]
     fn closing_connections_locks_nothing() {
-        let text = Options { tcp: TcpMode::Close, action_script: None, external_netns: None }.text("");
+        let text =
+            Options { tcp: TcpMode::Close, action_script: None, external_netns: None, watched: Vec::new() }.text("");
         assert!(text.contains("tcp-close\n") && text.contains("network-lock skip\n"));
         assert!(!text.contains("tcp-established") && !text.contains("external") && !text.contains("action-script"));
     }
@@ -140,7 +146,7 @@ mod tests {
         let path = scratch.path().join("runc.conf");
         assert_eq!(foreign_text(&path), "");
         std::fs::write(&path, "# mine\nlog-file x\n").unwrap();
-        let options = Options { tcp: TcpMode::Close, action_script: None, external_netns: None };
+        let options = Options { tcp: TcpMode::Close, action_script: None, external_netns: None, watched: Vec::new() };
         let text = options.text(&foreign_text(&path));
         assert!(text.find("log-file x").unwrap() < text.find("tcp-close").unwrap());
         options.write(&path, "").unwrap();

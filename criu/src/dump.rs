@@ -70,6 +70,8 @@ pub struct Checkpoint {
     pub action_script: PathBuf,
     /// Dump file locks (flock, fcntl) as well. Without it a container that holds one cannot be dumped.
     pub file_locks: bool,
+    /// What the container's tasks watch, from [`crate::watches::watched`]; CRIU finds no names on an overlay without it.
+    pub watched: Vec<PathBuf>,
 }
 
 /// How a checkpoint ended.
@@ -184,6 +186,7 @@ impl Checkpoint {
             tcp: self.tcp,
             action_script: Some(self.action_script.clone()),
             external_netns: self.external_netns.filter(|_| !runc_declares_it),
+            watched: self.watched.clone(),
         }
     }
 
@@ -320,6 +323,7 @@ mod tests {
             external_netns: Some(1),
             action_script: "/hook".into(),
             file_locks: true,
+            watched: Vec::new(),
         };
         Case { _scratch: scratch, checkpoint }
     }

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`features`], [`cpuinfo`] | what CRIU, runc, the kernel and the CPU of this host can do |
 //! | [`tasks`], [`obstacles`] | a container's tasks, their memory, and what in them CRIU cannot move |
+//! | [`watches`] | the names of what they watch |
 //! | [`cgroup`] | the freezer of a container |
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
@@ -36,6 +37,7 @@ pub mod repair;
 pub mod runtime_state;
 pub mod tasks;
 pub mod version;
+pub mod watches;
 
 pub use criu_config::TcpMode;
 pub use version::Version;

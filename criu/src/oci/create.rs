@@ -100,7 +100,7 @@ fn configure_criu(bundle: &mut Bundle, directory: &Directory, request: &RestoreR
     let work = directory.work();
     fs::create_dir_all(&work).map_err(file("create", work))?;
     let script = gate::install(directory.path()).map_err(file("create a link in", directory.path()))?;
-    let options = Options { tcp: request.tcp, action_script: Some(script), external_netns: None };
+    let options = Options { tcp: request.tcp, action_script: Some(script), external_netns: None, watched: Vec::new() };
     let theirs = bundle.criu_config().unwrap_or(criu_config::RUNC_DEFAULT);
     let ours = directory.criu_conf();
     options.write(&ours, &criu_config::foreign_text(Path::new(theirs))).map_err(file("write", &ours))?;

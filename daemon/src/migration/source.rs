@@ -1,14 +1,14 @@
 //! The source's side: read the container out, and either give it away for good or go on as if nothing had happened.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, find_runtime_root};
-use spothop_criu::netns;
+use spothop_criu::{netns, watches};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::info;
@@ -73,7 +73,8 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         .await?;
     let limit = time_to_commit(&context, job.deadline);
     let workspace = context.workspace(Side::Source, &job.id);
-    let mut source = Source { context: &context, track: &track, job: &job, workspace, held: Held::default() };
+    let mut source =
+        Source { context: &context, track: &track, job: &job, workspace, watched: Vec::new(), held: Held::default() };
     let restored = timeout(limit, source.until_restored()).await;
     let held = source.held;
     let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
@@ -102,6 +103,8 @@ struct Source<'a> {
     track: &'a Track,
     job: &'a Job,
     workspace: Workspace,
+    /// What the tasks watch, in the container's own paths.
+    watched: Vec<PathBuf>,
     held: Held,
 }
 
@@ -200,6 +203,8 @@ impl Source<'_> {
             self.track.intend(Step::Depart { volumes }).await?;
         }
         let init_pid = self.job.init_pid;
+        // A container that is gone by now cannot be frozen either, which says why.
+        self.watched = unpanicked(spawn_blocking(move || watches::watched(init_pid)).await).unwrap_or_default();
         self.track.intend(Step::Freeze { init_pid }).await?;
         if self.silences() {
             self.track.intend(Step::Silence { init_pid }).await?;
@@ -275,6 +280,7 @@ impl Source<'_> {
             external_netns,
             action_script: action_script.to_owned(),
             file_locks: true,
+            watched: self.watched.clone(),
         })
     }
 
