@@ -113,6 +113,8 @@ impl Source<'_> {
     async fn until_restored(&mut self) -> Result<Conversation, Error> {
         let mut target = self.context.connect(&self.job.target, self.context.config.transfer.connections).await?;
         self.reserve(&mut target).await?;
+        // CRIU's images lie in memory here too, beside the container, until the target has them.
+        let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), self.job.memory_bytes)?;
         self.track.enter(Phase::Reserved).await?;
         self.send_image(&mut target).await?;
         target.order(&Request::Create, "making the container", STEP).await?;
