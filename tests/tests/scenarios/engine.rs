@@ -150,15 +150,53 @@ pub(crate) fn a_notice_moves_all_containers_in_the_order_of_their_priority(scene
         scene.eventually("b", &format!("docker inspect --format={{{{.State.Running}}}} {name} | grep true"));
         scene.eventually("a", &format!("! docker inspect {name}"));
     }
-    let history = scene.spothop("b", &["history", "-n", "3"]).json;
-    let mut order: Vec<(String, String)> = history
-        .as_array()
-        .expect("a list")
-        .iter()
-        .map(|one| (one["phases"][0]["at"].to_string(), one["container"].as_str().unwrap_or_default().to_owned()))
-        .collect();
-    order.sort();
-    assert_eq!(order.iter().map(|(_, name)| name.as_str()).collect::<Vec<_>>(), ["high", "middle", "low"]);
+    let mut history = scene.spothop("a", &["history", "-n", "3"]).json.as_array().expect("a list").clone();
+    // Ids are UUIDv7, which sort by the time at which they were made.
+    history.sort_by_key(|one| one["id"].to_string());
+    assert_eq!(history.iter().map(|one| &one["container"]).collect::<Vec<_>>(), ["high", "middle", "low"]);
+    // Two at a time: the third waits for the first that is done.
+    let at = |one: &Value, phase: &str| {
+        let entry = one["phases"].as_array().and_then(|all| all.iter().find(|entry| entry["phase"] == phase));
+        entry.unwrap_or_else(|| panic!("{one:#}"))["at"].to_string()
+    };
+    let done = history[..2].iter().map(|one| at(one, "cleaned")).min();
+    assert!(Some(at(&history[2], "planned")) >= done, "{history:#?}");
     scene.cancel_notice("a").expect("a cancellation");
     scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
+}
+
+pub(crate) fn containers_with_an_init_a_read_only_root_or_a_command_under_way_move(scene: &Scene) {
+    let kinds = ["--init", "--read-only --tmpfs=/tmp", "--network=none", "--restart=unless-stopped"];
+    for (number, options) in kinds.iter().enumerate() {
+        let name = format!("k{number}");
+        scene.run("a", &name, &format!("{options} python"), &["python3", "-c", TALKER]);
+        // What `docker exec` runs is no part of the container: it ends, and must not be in the way.
+        scene.sh("a", &format!("docker exec --detach {name} sleep 1000"));
+
+        scene.migrate("a", &name, "b");
+
+        scene.follow("b", &format!("docker logs --follow {name}")).until(|line| line.starts_with("number"));
+        let top = scene.sh("b", &format!("docker top {name}"));
+        assert_eq!(top.contains("docker-init"), *options == "--init", "{top}");
+        assert!(!top.contains("sleep 1000"), "{top}");
+        scene.nothing_is_left("b", &name, &["a", "b"]);
+        scene.sh("b", &format!("docker rm -f {name}"));
+    }
+}
+
+pub(crate) fn an_image_of_the_same_name_at_the_target_is_not_taken_for_the_container_s(scene: &Scene) {
+    let build = |host, value| {
+        let script =
+            format!("printf 'FROM python\\nENV WHICH={value}\\n' | DOCKER_BUILDKIT=0 docker build -q -t twin -");
+        scene.sh(host, &script)
+    };
+    let (ours, theirs) = (build("a", "ours"), build("b", "theirs"));
+    assert_ne!(ours, theirs);
+    scene.run("a", "t1", "--network=lan --ip=172.30.0.51 twin", &["sleep", "1000"]);
+
+    scene.migrate("a", "t1", "b");
+
+    assert_eq!(scene.inspect("b", "t1")["Image"], Value::String(ours));
+    assert_eq!(scene.sh("b", "docker exec t1 sh -c 'echo $WHICH'"), "ours");
+    assert_eq!(scene.sh("b", "docker image inspect --format={{.Id}} twin"), theirs, "the target's own name was moved");
 }

@@ -69,6 +69,22 @@ pub(crate) fn a_target_daemon_killed_before_commit_leaves_the_container_where_it
     redis.verify().expect("the data of the beginning");
 }
 
+pub(crate) fn a_source_daemon_killed_before_commit_leaves_the_container_where_it_was(scene: &Scene) {
+    let (redis, client) = under_load(scene, MUCH);
+    let pid = scene.sh("a", "systemctl show --property=MainPID --value spothop");
+    let mut moving = scene.begin("a", "r1", "b");
+    moving.until("frozen");
+    scene.sh("a", &format!("kill -KILL {pid}"));
+
+    // The command line waits for the daemon that systemd starts again.
+    let (code, said) = moving.end();
+
+    assert_eq!(code, ABORTED, "{said}");
+    assert_unharmed(scene, &["a", "b"]);
+    assert_faithful(client);
+    redis.verify().expect("the data of the beginning");
+}
+
 pub(crate) fn a_target_cut_off_before_commit_leaves_the_container_where_it_was(scene: &Scene) {
     let (redis, client) = under_load(scene, MUCH);
     let mut moving = scene.begin("a", "r1", "b");
@@ -88,13 +104,9 @@ pub(crate) fn a_target_cut_off_before_commit_leaves_the_container_where_it_was(s
 
 pub(crate) fn a_target_that_loses_its_power_before_commit_leaves_the_container_where_it_was(_: &Scene) {
     let mut scene = Scene::up("e2e-powerless");
-    let pid = {
-        let (_, client) = under_load(&scene, MUCH);
-        let mut moving = scene.begin("a", "r1", "b");
-        moving.until("frozen");
-        (client, moving)
-    };
-    let (client, moving) = pid;
+    let (_, client) = under_load(&scene, MUCH);
+    let mut moving = scene.begin("a", "r1", "b");
+    moving.until("frozen");
     scene.bed().power_off("b").expect("off");
 
     let (code, said) = moving.end();

@@ -6,6 +6,22 @@ use crate::scene::Scene;
 /// the time and is full when it moves. USR1 ends it; the exit code says whether all is well.
 const PIPE: &str = include_str!("programs/pipe.py");
 
+/// Has one of almost everything that the kernel keeps for processes. USR1 lets it look at all of it; the exit code says whether
+/// everything is as it was.
+const ZOO: &str = include_str!("programs/zoo.py");
+
+pub(crate) fn kernel_objects_of_all_kinds_are_the_same_after_the_move(scene: &Scene) {
+    scene.run("a", "z1", "--network=lan --ip=172.30.0.60 --tmpfs=/scratch python", &["python3", "-c", ZOO]);
+    scene.follow("a", "docker logs --follow z1").until(|line| line == "ready");
+
+    scene.migrate("a", "z1", "b");
+    scene.migrate("b", "z1", "a");
+
+    scene.sh("a", "docker kill --signal=USR1 z1");
+    let code = scene.sh("a", "docker wait z1");
+    assert_eq!(code, "0", "{}", scene.sh("a", "docker logs z1 2>&1"));
+}
+
 pub(crate) fn a_pipe_between_two_processes_loses_and_doubles_nothing(scene: &Scene) {
     scene.run("a", "p1", "--network=lan --ip=172.30.0.55 python", &["python3", "-c", PIPE]);
     scene.follow("a", "docker logs --follow p1").until(|line| line.starts_with("read"));

@@ -70,10 +70,29 @@ pub(crate) fn a_moved_container_that_is_restarted_starts_in_the_ordinary_way(sce
 
     scene.sh("b", "docker restart r1");
 
-    scene.eventually("b", &format!("redis-cli -h {ADDRESS} ping || docker exec r1 redis-cli ping"));
+    scene.eventually("b", "docker exec r1 redis-cli ping | grep PONG");
     let client = redis.talk(true).expect("a new client");
     client.stop().expect("an answer");
     let keys = redis.key_count().expect("a number");
     assert_eq!(keys, 1000, "only the new client's: memory does not outlive an ordinary start");
     scene.nothing_is_left("b", "r1", &["a", "b"]);
+}
+
+pub(crate) fn the_restart_policy_acts_again_after_the_move(scene: &Scene) {
+    let (_redis, client) = under_load(scene, 1);
+    scene.migrate("a", "r1", "b");
+    assert_faithful(client);
+    let before = scene.inspect("b", "r1")["State"]["Pid"].clone();
+
+    // The process ends by itself; Docker starts it again.
+    scene.sh("b", "docker exec r1 redis-cli shutdown nosave || true");
+
+    scene.eventually("b", "docker exec r1 redis-cli ping | grep PONG");
+    assert_ne!(scene.inspect("b", "r1")["State"]["Pid"], before);
+    assert_eq!(scene.sh("b", "docker exec r1 redis-cli dbsize"), "0");
+    // And when the engine itself comes back.
+    scene.sh("b", "systemctl restart docker");
+    scene.eventually("b", "docker exec r1 redis-cli ping | grep PONG");
+    scene.migrate("b", "r1", "a");
+    scene.nothing_is_left("a", "r1", &["a", "b"]);
 }

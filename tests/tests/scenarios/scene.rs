@@ -192,7 +192,9 @@ impl Scene {
                 "grep /run/spothop/ /proc/mounts || true; nft list tables | grep spothop || true; \
                  ls /run/netns 2>/dev/null | grep spothop || true",
             );
-            assert!(left.is_empty() || host == on, "left on {host}: {left}");
+            // A restored container keeps the network namespace that was made for it, by its name and its mount.
+            let own = if host == on { 1 } else { 0 };
+            assert!(left.lines().count() <= own, "left on {host}: {left}");
         }
         let pid = self.sh(on, &format!("docker inspect --format='{{{{.State.Pid}}}}' {container}"));
         let tables = self.sh(on, &format!("nsenter --net=/proc/{pid}/ns/net nft list tables"));

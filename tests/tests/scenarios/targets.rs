@@ -1,7 +1,7 @@
 //! Targets that will not do: the container goes on where it is, and the reason is precise.
 
 use crate::redis::{assert_faithful, under_load};
-use crate::scene::{Answer, REFUSED, Scene};
+use crate::scene::{ABORTED, Answer, REFUSED, Scene};
 
 /// Asks for a migration that must be refused for each of these reasons, with the container and its connection untouched.
 fn assert_refused(scene: &Scene, reasons: &[&str]) {
@@ -73,4 +73,17 @@ pub(crate) fn a_certificate_of_another_host_is_named_as_the_reason(scene: &Scene
     let hosts = said_by(&scene.spothop("a", &["hosts"]));
     assert!(hosts.contains("mallory"), "{hosts}");
     assert_refused(scene, &["mallory"]);
+}
+
+pub(crate) fn a_name_that_is_taken_at_the_target_is_left_alone(scene: &Scene) {
+    let (_redis, client) = under_load(scene, 1);
+    let theirs = scene.run("b", "r1", "python", &["sleep", "1000"]);
+    let answer = scene.spothop("a", &["migrate", "r1", "--to", "b"]);
+    assert_eq!(answer.code, ABORTED, "{answer:?}");
+    let reason = answer.json["migrations"][0]["reason"].to_string();
+    assert!(reason.contains("already has a container named r1"), "{reason}");
+    assert_faithful(client);
+    assert_eq!(scene.inspect("b", "r1")["Id"], theirs);
+    scene.sh("b", "docker rm -f r1");
+    scene.nothing_is_left("a", "r1", &["a", "b"]);
 }
