@@ -20,6 +20,8 @@ pub struct Facts {
     pub memory_gib: f64,
     /// The kernel's release.
     pub kernel: String,
+    /// Mean number of tasks that wanted a core in the minute before: well above 0, and others were at work too.
+    pub load: String,
     /// Rate of the hosts' links in Mbit/s; none: as fast as the machine can.
     pub link_mbit: Option<u32>,
     /// Programs on the hosts and their versions.
@@ -51,6 +53,7 @@ impl Facts {
             cores: thread::available_parallelism().map_or(1, usize::from),
             memory_gib: memory_gib(&read("/proc/meminfo")?),
             kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+            load: read("/proc/loadavg")?.split(' ').next().unwrap_or_default().to_owned(),
             link_mbit: bed.state().link_mbit,
             versions,
         })

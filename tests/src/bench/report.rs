@@ -107,13 +107,14 @@ impl Report {
         let versions: Vec<_> = facts.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
         format!(
             "Measured {} by `cargo bench-all`: both hosts and the client on one machine with {} cores, {:.0} GiB and Linux {}, {link}; \
-             {}. {} runs each.",
+             {}. {} runs each; the machine's load before them was {}.",
             self.at.strftime("%Y-%m-%d"),
             facts.cores,
             facts.memory_gib,
             facts.kernel,
             versions.join(", "),
             self.runs_each,
+            facts.load,
         )
     }
 
@@ -254,7 +255,7 @@ impl Report {
         let sent = Quantiles::of(self.sent_gigabytes(mib)).map_or(0.0, |sent| sent.p50);
         Some(format!(
             "At {} spothop sends {sent:.2} GB and the container is frozen for {all:.2} s: {}. The other {:.2} s of the client's downtime are \
-             the freeze itself and TCP's next retransmission.",
+             the freeze itself and, when a request was lost on the way into it, TCP's wait before it is sent again.",
             size(mib),
             parts.join(", "),
             (downtime - all).max(0.0)
@@ -308,6 +309,7 @@ mod tests {
                 cores: 2,
                 memory_gib: 23.6,
                 kernel: "6.18.0".to_owned(),
+                load: "0.10".to_owned(),
                 link_mbit: None,
                 versions: vec![("criu", "4.2.1".to_owned())],
             },
@@ -343,7 +345,9 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "no {line:?} in\n{text}");
         }
         assert!(
-            text.contains("2 cores, 24 GiB and Linux 6.18.0, an unlimited link; criu 4.2.1. 3 runs each."),
+            text.contains(
+                "2 cores, 24 GiB and Linux 6.18.0, an unlimited link; criu 4.2.1. 3 runs each; the machine's load"
+            ),
             "{text}"
         );
         assert!(
