@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use spothop_tests::imds::Action;
 
@@ -155,9 +156,10 @@ pub(crate) fn a_notice_moves_all_containers_in_the_order_of_their_priority(scene
     history.sort_by_key(|one| one["id"].to_string());
     assert_eq!(history.iter().map(|one| &one["container"]).collect::<Vec<_>>(), ["high", "middle", "low"]);
     // Two at a time: the third waits for the first that is done.
-    let at = |one: &Value, phase: &str| {
+    let at = |one: &Value, phase: &str| -> Timestamp {
         let entry = one["phases"].as_array().and_then(|all| all.iter().find(|entry| entry["phase"] == phase));
-        entry.unwrap_or_else(|| panic!("{one:#}"))["at"].to_string()
+        let text = entry.and_then(|entry| entry["at"].as_str()).unwrap_or_else(|| panic!("no {phase} in {one:#}"));
+        text.parse().expect("a time")
     };
     let done = history[..2].iter().map(|one| at(one, "cleaned")).min();
     assert!(Some(at(&history[2], "planned")) >= done, "{history:#?}");
