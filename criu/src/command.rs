@@ -1,7 +1,7 @@
 //! Subprocesses: run one to its end with its output captured.
 
 use std::io::Write;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// A helper program that could not be run or did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,49 @@ pub(crate) fn output(command: &mut Command, input: Option<&str>) -> Result<Outpu
 /// When it cannot be started.
 pub(crate) fn finish(command: &mut Command) -> Result<Output, CommandError> {
     command.output().map_err(|source| CommandError::Spawn { program: program(command), source })
+}
+
+/// A program that is started and waits for its input.
+#[derive(Debug)]
+pub(crate) struct Started {
+    child: Child,
+    program: String,
+}
+
+impl Started {
+    /// Starts `command`, which reads its input to the end before it does anything.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn new(command: &mut Command) -> Result<Self, CommandError> {
+        let program = program(command);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        match command.spawn() {
+            Ok(child) => Ok(Self { child, program }),
+            Err(source) => Err(CommandError::Spawn { program, source }),
+        }
+    }
+
+    /// Gives it `input` and waits for its end.
+    ///
+    /// # Errors
+    /// When its exit status is not 0.
+    pub(crate) fn finish(mut self, input: &str) -> Result<(), CommandError> {
+        if let Some(mut stdin) = self.child.stdin.take() {
+            // A program that does not read its input says why by its exit status.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        match self.child.wait_with_output() {
+            Ok(output) if output.status.success() => Ok(()),
+            Ok(output) => Err(CommandError::Failed {
+                program: self.program,
+                arguments: "(prepared)".to_owned(),
+                status: output.status,
+                message: message(&output),
+            }),
+            Err(source) => Err(CommandError::Spawn { program: self.program, source }),
+        }
+    }
 }
 
 /// What a program said, on one line: stderr, or stdout when stderr is empty.

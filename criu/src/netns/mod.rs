@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, setns};
 
 pub use self::connections::reset_connections;
 pub(crate) use self::connections::{IPPROTO_MPTCP, sockets};
-pub use self::own::{OwnNetns, hold, open};
+pub use self::own::{Opening, OwnNetns, hold, open};
 pub use self::silence::{silence, unsilence};
 use crate::command::CommandError;
 

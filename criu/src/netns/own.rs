@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{NetnsError, silence, within};
-use crate::command;
+use crate::command::{self, Started};
 
 /// Where iproute2 names namespaces.
 const NAMED: &str = "/run/netns";
@@ -113,7 +113,31 @@ pub fn hold(path: &Path) -> Result<(), NetnsError> {
 /// # Errors
 /// When the namespace cannot be entered or `nft` fails.
 pub fn open(path: &Path) -> Result<(), NetnsError> {
-    nft(path, &silence::absent("inet"))
+    Opening::prepare(path)?.open()
+}
+
+/// An [`open`] that waits for its moment: starting `nft` takes longer than what it does, and clients wait meanwhile.
+#[derive(Debug)]
+pub struct Opening {
+    nft: Started,
+}
+
+impl Opening {
+    /// Prepares [`open`] of the namespace at `path`. Nothing happens if this is dropped.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered or `nft` cannot be started.
+    pub fn prepare(path: &Path) -> Result<Self, NetnsError> {
+        within(path, || Ok(Self { nft: Started::new(Command::new("nft").args(["-f", "-"]))? }))
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn open(self) -> Result<(), NetnsError> {
+        Ok(self.nft.finish(&silence::absent("inet"))?)
+    }
 }
 
 fn nft(path: &Path, rules: &str) -> Result<(), NetnsError> {

@@ -11,7 +11,7 @@ use super::error::{OciError, file};
 use super::marker::Marker;
 use super::{Handled, create, gate, keeper, runtime};
 use crate::handoff::{Client, Directory, Report, Verdict};
-use crate::netns::{self, OwnNetns};
+use crate::netns::{NetnsError, Opening, OwnNetns};
 
 /// What CRIU may take from the word to running tasks; it takes about 40 ms.
 const TAIL: Duration = Duration::from_secs(5);
@@ -26,8 +26,9 @@ pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
     }
     let mut client = Client::new(directory.clone());
     let container_id = invocation.container.to_string_lossy().into_owned();
+    let opening = marker.silent_netns.as_deref().map(Opening::prepare).transpose();
     let done = match client.ask(&Report::Attached { container_id }) {
-        Ok(Verdict::Run) => let_go(invocation, &marker, &directory),
+        Ok(Verdict::Run) => let_go(invocation, opening, &directory),
         Ok(Verdict::Abort { reason }) => Err(OciError::Aborted { reason }),
         Ok(verdict @ Verdict::Restore) => Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "start" }),
         Err(error) => Err(error.into()),
@@ -45,9 +46,13 @@ pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
     }
 }
 
-fn let_go(invocation: &Invocation, marker: &Marker, directory: &Directory) -> Result<(), OciError> {
-    if let Some(path) = &marker.silent_netns {
-        netns::open(path)?;
+fn let_go(
+    invocation: &Invocation,
+    opening: Result<Option<Opening>, NetnsError>,
+    directory: &Directory,
+) -> Result<(), OciError> {
+    if let Some(opening) = opening? {
+        opening.open()?;
     }
     // Before the word, not after: an image set that may have run must never be restored again.
     fs::write(directory.used(), "").map_err(file("write", directory.used()))?;
