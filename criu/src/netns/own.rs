@@ -4,6 +4,7 @@
 //! container's addresses on its loopback, and a default route of last resort; and it stays silent until `start`, so that no
 //! packet meets a half-restored stack. The engine then plugs its interfaces into the same namespace.
 
+use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,6 +14,9 @@ use crate::command::{self, Started};
 
 /// Where iproute2 names namespaces.
 const NAMED: &str = "/run/netns";
+
+/// Where kernel parameters are files; those below `net` are the ones of the reader's namespace.
+const SYSCTLS: &str = "/proc/sys";
 
 /// How the names of ours begin.
 const PREFIX: &str = "spothop-";
@@ -57,23 +61,37 @@ impl OwnNetns {
         Path::new(NAMED).join(&self.name)
     }
 
-    /// Makes the namespace, with `addresses` on its loopback and every packet dropped; one left over is replaced.
+    /// Makes the namespace, with `addresses` on its loopback, these kernel parameters (`net.core.somaxconn`, `1024`), and every packet
+    /// dropped; one left over is replaced.
     ///
     /// # Errors
     /// When `ip` or `nft` fails; nothing is left then.
-    pub fn create(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
+    pub fn create(&self, addresses: &[IpAddr], sysctls: &[(String, String)]) -> Result<(), NetnsError> {
         self.delete();
         command::run(Command::new("ip").args(["netns", "add", &self.name]), None)?;
-        let configured = self.configure(addresses);
+        let configured = self.configure(addresses, sysctls);
         if configured.is_err() {
             self.delete();
         }
         configured
     }
 
-    fn configure(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
+    fn configure(&self, addresses: &[IpAddr], sysctls: &[(String, String)]) -> Result<(), NetnsError> {
         self.ip(&up_commands(addresses))?;
+        self.set(sysctls)?;
         hold(&self.path())
+    }
+
+    /// A parameter that cannot be set is no reason to give the container up: its connections do not depend on it.
+    fn set(&self, sysctls: &[(String, String)]) -> Result<(), NetnsError> {
+        within(&self.path(), || {
+            for (key, value) in sysctls {
+                if let Err(error) = fs::write(sysctl_file(key), value) {
+                    tracing::warn!(netns = self.name, key, value, %error, "a kernel parameter is not set");
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Takes the addresses and the route off the loopback again, so that the engine's own count; connections live on.
@@ -147,6 +165,18 @@ fn nft(path: &Path, rules: &str) -> Result<(), NetnsError> {
     })
 }
 
+/// The file of a kernel parameter. Whichever of `.` and `/` comes first separates, and the other stands for it inside a part: an
+/// interface may be called `eth0.7` (sysctl.d(5)).
+fn sysctl_file(key: &str) -> PathBuf {
+    let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
+    let swap = |c| match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
+    };
+    Path::new(SYSCTLS).join(if slashes { key.to_owned() } else { key.chars().map(swap).collect() })
+}
+
 fn up_commands(addresses: &[IpAddr]) -> String {
     let mut text = String::from("link set lo up\n");
     for address in addresses {
@@ -207,6 +237,17 @@ mod tests {
         let undone: Vec<String> = down.lines().map(|l| l.replace(" del ", " add ")).collect();
         assert!(undone.iter().all(|line| up.lines().any(|l| l == line)), "{down}");
         assert_eq!(undone.len(), 4);
+    }
+
+    #[test]
+    fn the_file_of_a_kernel_parameter_follows_its_first_separator() {
+        for (key, file) in [
+            ("net.core.somaxconn", "/proc/sys/net/core/somaxconn"),
+            ("net/ipv4/conf/eth0.7/mtu", "/proc/sys/net/ipv4/conf/eth0.7/mtu"),
+            ("net.ipv4.conf.eth0/7.mtu", "/proc/sys/net/ipv4/conf/eth0.7/mtu"),
+        ] {
+            assert_eq!(sysctl_file(key), Path::new(file));
+        }
     }
 
     #[test]

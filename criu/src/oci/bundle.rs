@@ -84,6 +84,14 @@ impl Bundle {
         Ok(())
     }
 
+    /// The kernel parameters of the network namespace. runc sets them when it starts a container, not when it restores one.
+    pub(super) fn network_sysctls(&self) -> Vec<(String, String)> {
+        let all = self.config["linux"]["sysctl"].as_object().into_iter().flatten();
+        all.filter(|(key, _)| key.starts_with("net.") || key.starts_with("net/"))
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect()
+    }
+
     /// Names every bind mount's source by its real path. An ordinary start follows links; CRIU takes the link itself for the
     /// source (criu, `criu/mount-v2.c`), and fails. Debian's `docker-init` is one.
     pub(super) fn resolve_bind_sources(&mut self) {
@@ -142,6 +150,14 @@ mod tests {
         assert_eq!(again.config["linux"]["namespaces"][0], serde_json::json!({"type": "pid"}));
         assert_eq!(again.config["linux"]["resources"]["memory"]["limit"], 9223372036854771712_u64);
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn kernel_parameters_of_the_network_are_found() {
+        let scratch = bundle(r#"{"linux":{"sysctl":{"kernel.shmmax":"1","net.core.somaxconn":"99"}}}"#);
+        let found = Bundle::read(scratch.path()).unwrap().network_sysctls();
+        assert_eq!(found, [("net.core.somaxconn".to_owned(), "99".to_owned())]);
+        assert_eq!(Bundle::read(bundle("{}").path()).unwrap().network_sysctls(), []);
     }
 
     #[test]

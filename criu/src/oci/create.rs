@@ -189,7 +189,7 @@ impl RestoreNetwork {
             Network::Own { addresses } => {
                 let own = OwnNetns::of(&request.migration);
                 bundle.set_netns(&own.path())?;
-                own.create(addresses)?;
+                own.create(addresses, &bundle.network_sysctls())?;
                 self.silent = Some(own.path());
                 self.addresses.clone_from(addresses);
                 self.own = Some(own);
