@@ -20,6 +20,7 @@ use super::message::{Answer, Request};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
+use crate::orchestrator;
 
 /// For the target to let the tasks run.
 const RUN: Duration = Duration::from_secs(60);
@@ -171,7 +172,9 @@ impl Ending {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }
         let mut clean = true;
+        let mut restarts_held = false;
         for (id, step) in self.track.unsettled().await? {
+            restarts_held |= matches!(step, Step::HoldRestarts { .. });
             match self.undo(step.clone()).await {
                 Ok(()) => self.track.settled(id).await?,
                 Err(failure) => {
@@ -180,11 +183,26 @@ impl Ending {
                 }
             }
         }
+        if matches!(failure, Error::Dump(_)) {
+            self.look_after(restarts_held).await;
+        }
         if clean {
             self.track.enter(Phase::Cleaned).await?;
         }
         self.track.finished(Outcome::Aborted, Some(reason));
         Ok(Outcome::Aborted)
+    }
+
+    /// A CRIU that is killed while its code is in the tasks takes them along, and the engine had been told not to start them again.
+    async fn look_after(&self, restarts_held: bool) {
+        let (engine, id, migration) = (&self.context.engine, &self.container_id, &self.track.id);
+        if !matches!(engine.inspect(id).await, Err(orchestrator::Error::NotRunning { .. })) {
+            return;
+        }
+        error!(%migration, container = id, "the container did not survive the attempt to checkpoint it");
+        if restarts_held && let Err(failure) = engine.start(id).await {
+            error!(%migration, container = id, error = chain(&failure), "nor can it be started again, as its restart policy says");
+        }
     }
 
     /// Waits for a checkpoint that a former daemon began; one of our own has ended already.
