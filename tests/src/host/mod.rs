@@ -185,11 +185,14 @@ impl Machine {
         Ok(command)
     }
 
-    /// Whether its process 1 is there, and is what it was: numbers of dead processes are given to others.
+    /// Whether its process 1 is there, no zombie (those have no namespaces), and is what it was: numbers of dead processes are
+    /// given to others.
     fn runs(&self, layout: &Layout) -> bool {
         let root = layout.machine_root_cgroup(&self.name);
-        fs::read_to_string(format!("/proc/{}/cgroup", self.pid))
-            .is_ok_and(|cgroups| cgroups.contains(&format!("/{}", root.display())))
+        let process = Path::new("/proc").join(self.pid.to_string());
+        fs::read_link(process.join("ns/net")).is_ok()
+            && fs::read_to_string(process.join("cgroup"))
+                .is_ok_and(|cgroups| cgroups.contains(&format!("/{}", root.display())))
     }
 
     /// The cgroup that all its processes are in.
