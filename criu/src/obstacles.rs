@@ -1,7 +1,7 @@
 //! What in a running container CRIU cannot move, found *before* anything is frozen.
 //!
 //! The list follows what CRIU 4.2 dumps (criu/files.c): regular files, directories, pipes, terminals, sockets, a few memory
-//! devices, and the anonymous kernel objects of [`SUPPORTED`]. Anything else would fail the dump under the freeze.
+//! devices, and the anonymous kernel objects listed below. Anything else would fail the dump under the freeze.
 
 use std::fmt;
 use std::fs;
