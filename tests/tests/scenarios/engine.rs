@@ -11,6 +11,9 @@ use crate::scene::Scene;
 /// Prints a number every tenth of a second, and a line for every signal and every line that it reads.
 const TALKER: &str = include_str!("programs/talker.py");
 
+/// Prints what a container's first process sees of its own limits, rights and mounts, and kernel parameters.
+const INSIDE: &str = include_str!("programs/inside.py");
+
 /// What must not change about a container.
 fn identity(inspect: &Value) -> Value {
     let mut host = inspect["HostConfig"].clone();
@@ -38,11 +41,16 @@ fn identity(inspect: &Value) -> Value {
 
 fn assert_same(before: &Value, after: &Value) {
     let (before, after) = (identity(before), identity(after));
-    let lines = |value: &Value| format!("{value:#}").lines().map(str::to_owned).collect::<Vec<_>>();
-    let (old, new) = (lines(&before), lines(&after));
-    let gone: Vec<_> = old.iter().filter(|line| !new.contains(line)).collect();
-    let come: Vec<_> = new.iter().filter(|line| !old.contains(line)).collect();
-    assert_eq!(before, after, "gone: {gone:#?}\ncome: {come:#?}");
+    // What differs is easier to see in lines.
+    assert_same_lines(&format!("{before:#}"), &format!("{after:#}"));
+    assert_eq!(before, after);
+}
+
+fn assert_same_lines(before: &str, after: &str) {
+    let missing_in = |text: &str, line: &&str| !text.lines().any(|other| other == *line);
+    let gone: Vec<&str> = before.lines().filter(|line| missing_in(after, line)).collect();
+    let come: Vec<&str> = after.lines().filter(|line| missing_in(before, line)).collect();
+    assert!(gone.is_empty() && come.is_empty(), "gone: {gone:#?}\ncome: {come:#?}");
 }
 
 pub(crate) fn the_container_is_the_same_to_the_engine_and_never_restarted_at_the_source(scene: &Scene) {
@@ -54,11 +62,15 @@ pub(crate) fn the_container_is_the_same_to_the_engine_and_never_restarted_at_the
         --shm-size=8m --sysctl=net.ipv4.ip_local_port_range='2000 3000' --oom-score-adj=100 --read-only=false python";
     let id = scene.run("a", "t1", options, &["python3", "-c", TALKER]);
     let before = scene.inspect("a", "t1");
+    let inside =
+        |host| scene.output(host, ["docker", "exec", "t1", "python3", "-c", INSIDE]).expect("a view from inside");
+    let view = inside("a");
     let since = scene.sh("a", "date +%s.%N");
 
     scene.migrate("a", "t1", "b");
 
     assert_same(&before, &scene.inspect("b", "t1"));
+    assert_same_lines(&view, &inside("b"));
     let actions = scene.sh(
         "a",
         &format!(
@@ -72,6 +84,7 @@ pub(crate) fn the_container_is_the_same_to_the_engine_and_never_restarted_at_the
     // The same once more: what was restored can be moved like what was started.
     scene.migrate("b", "t1", "a");
     assert_same(&before, &scene.inspect("a", "t1"));
+    assert_same_lines(&view, &inside("a"));
 }
 
 pub(crate) fn logs_exec_and_stop_work_after_the_move(scene: &Scene) {
