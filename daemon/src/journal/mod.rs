@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 
 use crate::api::{MigrationView, Outcome, PhaseEntry};
 use crate::migration::{Phase, Side, Step, Verdict};
+use crate::orchestrator::OldCopy;
 
 /// Where the daemon keeps it.
 pub const DEFAULT_PATH: &str = "/var/lib/spothop/journal.db";
@@ -293,10 +294,10 @@ impl Journal {
     ///
     /// # Errors
     /// The database failed.
-    pub fn departed_volumes(&self) -> Result<Vec<String>, JournalError> {
+    pub fn departed_volumes(&self) -> Result<Vec<OldCopy>, JournalError> {
         self.read("read the departed volumes", |c| {
-            c.prepare_cached("SELECT name FROM departed_volume ORDER BY name")?
-                .query_map([], |row| row.get(0))?
+            c.prepare_cached("SELECT name, directory FROM departed_volume ORDER BY name")?
+                .query_map([], |row| Ok(OldCopy { name: row.get(0)?, directory: row.get(1)? }))?
                 .collect()
         })
     }
@@ -305,10 +306,13 @@ impl Journal {
     ///
     /// # Errors
     /// The database failed.
-    pub fn volumes_departed(&self, id: &str, names: &[String]) -> Result<(), JournalError> {
+    pub fn volumes_departed(&self, id: &str, volumes: &[OldCopy]) -> Result<(), JournalError> {
         self.transact("recorded departed volumes", |tx| {
-            for name in names {
-                tx.execute("INSERT OR REPLACE INTO departed_volume (name, migration) VALUES (?1, ?2)", [name, id])?;
+            for OldCopy { name, directory } in volumes {
+                tx.execute(
+                    "INSERT OR REPLACE INTO departed_volume (name, directory, migration) VALUES (?1, ?2, ?3)",
+                    [name, directory, id],
+                )?;
             }
             Ok(())
         })

@@ -51,6 +51,7 @@ const TABLES: &str = "
     CREATE INDEX step_of ON step (migration, side);
     CREATE TABLE departed_volume (
         name TEXT PRIMARY KEY,
+        directory TEXT NOT NULL,
         migration TEXT NOT NULL
     ) STRICT;
 ";

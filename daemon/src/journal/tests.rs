@@ -144,3 +144,15 @@ fn an_unknown_migration_and_a_newer_schema_are_named() {
     Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
     assert!(matches!(Journal::open(&path), Err(JournalError::TooNew { found: 99, .. })));
 }
+
+#[test]
+fn a_volume_is_departed_until_it_arrives_again() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    let old = |directory: &str| OldCopy { name: "data".into(), directory: directory.into() };
+    journal.volumes_departed("m1", &[old("1:2:3")]).unwrap();
+    journal.volumes_departed("m1", &[old("1:4:5")]).unwrap();
+    assert_eq!(journal.departed_volumes().unwrap(), [old("1:4:5")]);
+    journal.volumes_arrived(&["data".into()]).unwrap();
+    assert_eq!(journal.departed_volumes().unwrap(), []);
+}

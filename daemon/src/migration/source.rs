@@ -22,7 +22,7 @@ use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Wor
 use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
-use crate::orchestrator::{Container, Mode};
+use crate::orchestrator::{Container, Mode, OldCopy, Volume};
 
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
 const STEP: Duration = Duration::from_secs(60);
@@ -200,7 +200,14 @@ impl Source<'_> {
             let (container, policy) = (container.id.clone(), container.restart_policy.clone());
             self.track.intend(Step::HoldRestarts { container, policy }).await?;
         }
-        let volumes: Vec<_> = container.volumes.iter().map(|volume| volume.name.clone()).collect();
+        let old_copy = |volume: &Volume| {
+            OldCopy::of(&volume.name, &volume.path).map_err(|source| Error::File {
+                action: "look at the volume in",
+                path: volume.path.clone(),
+                source,
+            })
+        };
+        let volumes = container.volumes.iter().map(old_copy).collect::<Result<Vec<_>, _>>()?;
         if !volumes.is_empty() {
             self.track.intend(Step::Depart { volumes }).await?;
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::message::Offer;
-use crate::orchestrator::{Created, RestartPolicy};
+use crate::orchestrator::{Created, OldCopy, RestartPolicy};
 
 /// One side effect of a migration on this host. Its undo is idempotent: it may be run whether or not the effect took
 /// place, and twice.
@@ -27,8 +27,8 @@ pub enum Step {
     /// Source: upon COMMIT these volumes hold nothing but old copies here, which the container may overwrite should it come
     /// back. Not undone but done at the end.
     Depart {
-        /// Their names.
-        volumes: Vec<String>,
+        /// Them, as they lie here.
+        volumes: Vec<OldCopy>,
     },
     /// Source: the container's cgroup is frozen.
     Freeze {

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::{Error, Phase, Side, Step, Verdict};
 use crate::api::{Event, EventKind, MigrationView, Outcome};
 use crate::journal::{Journal, JournalError, StepId};
+use crate::orchestrator::OldCopy;
 
 /// Events that a slow watcher may lag behind before it loses some. A migration makes about ten a second.
 const BACKLOG: usize = 4096;
@@ -167,8 +168,8 @@ impl Track {
     ///
     /// # Errors
     /// The journal's.
-    pub async fn volumes_departed(&self, names: Vec<String>) -> Result<(), JournalError> {
-        self.journal(move |journal, id, _| journal.volumes_departed(id, &names)).await
+    pub async fn volumes_departed(&self, volumes: Vec<OldCopy>) -> Result<(), JournalError> {
+        self.journal(move |journal, id, _| journal.volumes_departed(id, &volumes)).await
     }
 
     /// Announces the end.

@@ -36,7 +36,7 @@ pub use error::Error;
 pub use network::{Attachment, Identity, Mode, Network};
 pub use obstacle::Obstacle;
 pub use recipe::{
-    CreateOptions, Created, CreatedVolume, DockerEndpoint, DockerRecipe, EngineRecipe, Recipe, RestartPolicy,
+    CreateOptions, Created, CreatedVolume, DockerEndpoint, DockerRecipe, EngineRecipe, OldCopy, Recipe, RestartPolicy,
     SharedMount, VolumeRecipe,
 };
 

@@ -1,6 +1,9 @@
 //! All that another host needs to make the same container.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+use std::{fs, io};
 
 use bollard::models::{ContainerConfig, HostConfig};
 use serde::{Deserialize, Serialize};
@@ -124,7 +127,37 @@ pub struct CreateOptions {
     /// Volumes that hold nothing but old copies here, because their container has moved away from this host before; they may be
     /// overwritten. (The daemon knows that from its journal, the engine does not.)
     #[serde(default)]
-    pub stale_volumes: Vec<String>,
+    pub stale_volumes: Vec<OldCopy>,
+}
+
+/// A volume that its container took to another host, and the directory that was left behind.
+///
+/// A volume that somebody has made since then under the same name is another directory, and holds data of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OldCopy {
+    /// The volume's name.
+    pub name: String,
+    /// Device, inode and time of birth of its directory (0 where the filesystem does not keep it), with colons between.
+    pub directory: String,
+}
+
+impl OldCopy {
+    /// The volume `name` as it lies in `directory` now.
+    ///
+    /// # Errors
+    /// The directory cannot be looked at.
+    pub fn of(name: &str, directory: &Path) -> io::Result<Self> {
+        let about = fs::metadata(directory)?;
+        let born = about.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        let directory = format!("{}:{}:{}", about.dev(), about.ino(), born.as_nanos());
+        Ok(Self { name: name.to_owned(), directory })
+    }
+
+    /// Whether the volume `name` in `directory` is still the one that was left behind.
+    #[must_use]
+    pub fn is(&self, name: &str, directory: &Path) -> bool {
+        Self::of(name, directory).is_ok_and(|now| now == *self)
+    }
 }
 
 /// A container that was made and not started, with all paths needed until it runs.
@@ -147,4 +180,24 @@ pub struct CreatedVolume {
     pub name: String,
     /// Its directory on this host.
     pub path: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_made_again_under_the_same_name_is_not_the_old_copy() {
+        let volumes = tempfile::tempdir().unwrap();
+        let data = volumes.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let old = OldCopy::of("data", &data).unwrap();
+        assert!(old.is("data", &data));
+        assert!(!old.is("other", &data));
+        // Renamed and not removed, so that its inode is not given to the new one.
+        fs::rename(&data, volumes.path().join("kept")).unwrap();
+        assert!(!old.is("data", &data));
+        fs::create_dir(&data).unwrap();
+        assert!(!old.is("data", &data));
+    }
 }

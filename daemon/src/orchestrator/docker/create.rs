@@ -122,8 +122,9 @@ impl Docker {
             return Err(Error::VolumeUnusable { name: name(), reason: "another container uses it" });
         }
         let made_by_us = volume.labels.get(MIGRATION) == Some(&options.migration);
-        if made_by_us || options.stale_volumes.contains(&recipe.name) || is_empty(Path::new(&volume.mountpoint)).await?
-        {
+        let directory = Path::new(&volume.mountpoint);
+        let left_behind = options.stale_volumes.iter().any(|old| old.is(&recipe.name, directory));
+        if made_by_us || left_behind || is_empty(directory).await? {
             return Ok(());
         }
         Err(Error::VolumeTaken { name: name() })
