@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, id};
+use std::process::{Child, Command, Stdio, id};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -68,6 +68,7 @@ fn hold(
         }
     }
 
+    clear_remains(invocation, request)?;
     let mut keeper = spawn_restore(invocation, directory, request)?;
     let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
     let done = hand_over(invocation, directory, client, network, init_pid);
@@ -106,6 +107,19 @@ fn configure_criu(bundle: &mut Bundle, directory: &Directory, request: &RestoreR
     options.write(&ours, &criu_config::foreign_text(Path::new(theirs))).map_err(file("write", &ours))?;
     bundle.set_criu_config(&ours);
     Ok(())
+}
+
+/// A restore that was killed leaves its container in runc's state directory, and perhaps tasks. The engine calls `create` only for a
+/// container that does not run, so whatever is there goes.
+fn clear_remains(invocation: &Invocation, request: &RestoreRequest) -> Result<(), OciError> {
+    if !Path::new(&invocation.root).join(&invocation.container).exists() {
+        return Ok(());
+    }
+    let runtime = runtime::resolve(&request.runtime);
+    let mut delete = Command::new(&runtime);
+    delete.args(&invocation.globals).args(["delete", "--force"]).arg(&invocation.container).stdin(Stdio::null());
+    // If it does not succeed, the restore says what is in its way.
+    delete.output().map(drop).map_err(file("run", runtime))
 }
 
 fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &RestoreRequest) -> Result<Child, OciError> {

@@ -393,8 +393,16 @@ impl Target {
         running.await.unwrap_or(Err(Error::TimedOut { step: "letting the tasks run", limit: START }))
     }
 
-    /// The images are still whole and no user code has run since: they can be restored once more.
+    /// The images are still whole, and no other copy of this memory is left: they are restored once more, whatever the tasks may
+    /// have done in the milliseconds before they died.
     fn start_again(&mut self) -> Result<(), Error> {
+        let used = Directory::at(self.workspace.directory()).used();
+        match fs::remove_file(&used) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::File { action: "remove", path: used, source });
+            }
+            _ => {}
+        }
         let id = self.created.as_ref().ok_or(Error::NotCreated)?.id.clone();
         let handoff = self.handoff.as_ref().ok_or(Error::NotCreated)?;
         handoff.restore();
