@@ -9,8 +9,7 @@ use crate::machine::{self, cargo};
 /// One stage: its name, and what it does.
 type Stage = (&'static str, fn() -> Result<()>);
 
-/// All stages in their order. All cargo stages are about the whole workspace with its tests, in the release profile: so the features of
-/// all dependencies are the same for each of them, and what they share is built once.
+/// All stages in their order. All cargo stages use the release profile, so that what they share is built once.
 const STAGES: &[Stage] = &[
     ("set-up", set_up),
     ("format", || cargo(["fmt", "--all", "--check"])),
@@ -26,13 +25,13 @@ const STAGES: &[Stage] = &[
         ])
     }),
     ("unit tests", || cargo(["test", "--release", "--workspace"])),
-    ("build", || cargo(["build", "--release", "--workspace", "--all-targets"])),
+    ("build", || cargo(["build", "--release", "--workspace", "--bins"])),
     ("end-to-end tests", || {
         cargo([
             "test",
             "--release",
-            "--workspace",
-            "--features=spothop-tests/e2e",
+            "--package=spothop-tests",
+            "--features=e2e",
             "--test=*",
             "--",
             // One testbed at a time: two of them would measure each other.
