@@ -26,7 +26,7 @@ use super::{
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
 use crate::migration::evacuation::{self, Question};
-use crate::migration::{Context, Error, Side, chain, unpanicked};
+use crate::migration::{Context, Error, MANUAL, Side, chain, unpanicked};
 use crate::orchestrator;
 
 /// Lines of events that wait for a slow reader before it is left behind.
@@ -154,7 +154,7 @@ async fn migrate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Ac
         let message = format!("container {} cannot be moved: {}", stay.name, stay.reasons().join("; "));
         return Err(Failure(StatusCode::CONFLICT, problem(ProblemCode::Refused, message)));
     }
-    let accepted = evacuation::begin(&context, planned, "manual");
+    let accepted = evacuation::begin(&context, planned, MANUAL);
     if accepted.migrations.is_empty() {
         let message = "the container is already moving; `spothop status` shows how far it is";
         return Err(Failure(StatusCode::CONFLICT, problem(ProblemCode::Refused, message)));
@@ -165,7 +165,7 @@ async fn migrate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Ac
 async fn evacuate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Accepted> {
     let EvacuateRequest { budget } = body(&bytes)?;
     let planned = evacuation::plan(&context, &Question { budget, ..Question::default() }).await?;
-    Ok(Json(evacuation::begin(&context, planned, "manual")))
+    Ok(Json(evacuation::begin(&context, planned, MANUAL)))
 }
 
 async fn migration(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<MigrationView> {

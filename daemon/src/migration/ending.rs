@@ -167,7 +167,6 @@ impl Ending {
             return Box::pin(self.give_away(None, held)).await;
         }
         held.open();
-        // Undone before all else, as the last step: CRIU leaves the freezer as it found it.
         if let Some(Ok(DumpOutcome::Killed)) = held.ended().await {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }

@@ -43,6 +43,9 @@ pub use self::step::Step;
 pub use self::track::{Events, FailAt, Track, unpanicked};
 pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};
 
+/// The cause of a migration that somebody asked for; otherwise it is a notice's id.
+pub const MANUAL: &str = "manual";
+
 /// Takes up every migration that a former daemon did not finish, each in a task of its own.
 ///
 /// # Errors

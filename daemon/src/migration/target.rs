@@ -21,7 +21,7 @@ use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, MANUAL, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::capacity::Reservation;
 use crate::files::{self, Place, Target as Way, TreeName};
@@ -333,7 +333,7 @@ impl Target {
                     info!(migration = %self.track.id, error = chain(&failure), "the source does not answer")
                 }
             }
-            if self.offer.deadline.is_some_and(|deadline| fenced(deadline, Timestamp::now())) {
+            if fenced(&self.offer.cause, self.offer.deadline, Timestamp::now()) {
                 error!(migration = %self.track.id, "the source is past its deadline and silent: the container runs here now");
                 return (Verdict::Commit, None);
             }
@@ -465,9 +465,12 @@ pub(super) fn tcp_mode(mode: Mode) -> TcpMode {
     }
 }
 
-/// Whether a source with this deadline cannot run any more.
-fn fenced(deadline: Timestamp, now: Timestamp) -> bool {
-    Duration::try_from(now.duration_since(deadline)).is_ok_and(|past| past > FENCE)
+/// Whether the source of a migration cannot run any more. Only a cloud takes hosts away: a deadline that somebody gave by hand
+/// (`spothop evacuate --in`) stops nothing, and a silent source may be running behind a broken link.
+fn fenced(cause: &str, deadline: Option<Timestamp>, now: Timestamp) -> bool {
+    cause != MANUAL
+        && deadline
+            .is_some_and(|deadline| Duration::try_from(now.duration_since(deadline)).is_ok_and(|past| past > FENCE))
 }
 
 /// Decides ABORT on this side and undoes every step. What cannot be undone stays in the journal as unsettled.
@@ -558,4 +561,20 @@ fn write_request(directory: &Directory, request: &RestoreRequest) -> Result<(), 
         .map_err(io::Error::from)
         .and_then(|text| fs::write(&path, text))
         .map_err(|source| Error::File { action: "write", path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_clouds_deadline_long_past_fences_the_source() {
+        let deadline = Timestamp::from_second(1_700_000_000).unwrap();
+        let (notice, at) = ("aws:i-1:terminate", |after: Duration| deadline + after);
+        assert!(fenced(notice, Some(deadline), at(FENCE + Duration::from_millis(1))));
+        assert!(!fenced(notice, Some(deadline), at(FENCE)));
+        assert!(!fenced(notice, Some(deadline), deadline - FENCE));
+        assert!(!fenced(notice, None, at(FENCE * 100)));
+        assert!(!fenced(MANUAL, Some(deadline), at(FENCE * 100)));
+    }
 }
