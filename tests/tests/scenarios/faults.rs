@@ -1,7 +1,7 @@
 //! Failures before COMMIT, of every kind: the container goes on at the source with its connection, and nothing is left behind.
 
 use crate::redis::{assert_faithful, under_load};
-use crate::scene::{ABORTED, Scene};
+use crate::scene::{ABORTED, DROP_INS, Scene};
 
 /// Enough memory that there is time for something to happen between freeze and restore, in MiB.
 const MUCH: u64 = 192;
@@ -18,16 +18,15 @@ fn assert_unharmed(scene: &Scene, hosts: &[&str]) {
 /// Lets the daemon of `host` fail at a phase, once its own unit says so.
 fn fails_at(scene: &Scene, host: &str, phase: &str) {
     let (redis, client) = under_load(scene, 4);
-    let directory = "/run/systemd/system/spothop.service.d";
     scene.sh(
         host,
         &format!(
-            "mkdir -p {directory}; printf '[Service]\\nEnvironment=SPOTHOP_FAIL_AT={phase}\\n' > {directory}/fail.conf"
+            "mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment=SPOTHOP_FAIL_AT={phase}\\n' > {DROP_INS}/fail.conf"
         ),
     );
     scene.restart_daemon(host);
     let mut answer = scene.spothop("a", &["migrate", "r1", "--to", "b"]);
-    scene.sh(host, &format!("rm -r {directory}"));
+    scene.sh(host, &format!("rm -r {DROP_INS}"));
     scene.restart_daemon(host);
 
     let migration = answer.json["migrations"][0].take();

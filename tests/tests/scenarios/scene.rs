@@ -21,6 +21,9 @@ pub(crate) const HOSTS: [&str; 2] = ["a", "b"];
 /// Nothing that a scenario waits for takes this long, in seconds; what does hangs.
 const LIMIT: &str = "120";
 
+/// Where scenarios change the daemon's unit.
+pub(crate) const DROP_INS: &str = "/run/systemd/system/spothop.service.d";
+
 /// Exit codes of `spothop`, as its help documents them.
 pub(crate) const MOVED: i32 = 0;
 pub(crate) const REFUSED: i32 = 3;
@@ -67,9 +70,11 @@ impl Scene {
         &mut self.bed
     }
 
-    /// Removes what an earlier scenario left on the hosts.
+    /// Removes what an earlier scenario left on the hosts, also one that failed half-way.
     pub(crate) fn clear(&self) {
         for host in HOSTS {
+            self.heal(host).expect("a link");
+            self.sh(host, &format!("rm -rf {DROP_INS}; systemctl daemon-reload; systemctl start spothop"));
             self.sh(host, "docker ps -aq | xargs -r docker rm -fv; docker volume ls -q | xargs -r docker volume rm");
         }
     }
