@@ -26,6 +26,7 @@ mod command;
 pub mod cpuinfo;
 pub mod criu_config;
 pub mod dump;
+pub mod failpoint;
 pub mod features;
 pub mod handoff;
 pub mod hook;

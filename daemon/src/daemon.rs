@@ -19,7 +19,7 @@ use crate::api;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{self, Journal, JournalError};
-use crate::migration::{self, Context, Events, FailAt, RUNTIME_DIRECTORY, chain, evacuation, peers, unpanicked};
+use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, chain, evacuation, peers, unpanicked};
 use crate::notice::aws::{AwsOptions, AwsSource};
 use crate::notice::{NoticeSource as _, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
@@ -161,7 +161,6 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         since: Timestamp::now(),
         notices: Mutex::new(BTreeMap::new()),
         moving: Mutex::new(HashSet::new()),
-        fail_at: FailAt::from_environment(),
     })
 }
 

@@ -18,6 +18,7 @@ use super::marker::Marker;
 use super::{gate, keeper, runtime, runtime_log};
 use crate::TcpMode;
 use crate::criu_config::{self, Options};
+use crate::failpoint;
 use crate::handoff::{Client, Directory, Network, Report, RestoreRequest, Verdict};
 use crate::log::Triage;
 use crate::netns::{self, OwnNetns};
@@ -62,6 +63,7 @@ fn hold(
 
     let container_id = invocation.container.to_string_lossy().into_owned();
     let waiting = Report::Waiting { container_id, pid: id().cast_signed() };
+    failpoint::reach("target:wrapper:waiting")?;
     match client.ask(&waiting)? {
         Verdict::Restore => {}
         Verdict::Abort { reason } => return Err(OciError::Aborted { reason }),
@@ -71,6 +73,7 @@ fn hold(
     }
 
     clear_remains(invocation, request)?;
+    failpoint::reach("target:wrapper:restoring")?;
     let mut keeper = spawn_restore(invocation, directory, request)?;
     let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
     let done = hand_over(invocation, directory, client, network, init_pid);
@@ -90,11 +93,13 @@ fn hand_over(
     network: &RestoreNetwork,
     init_pid: i32,
 ) -> Result<(), OciError> {
+    failpoint::reach("target:wrapper:held")?;
     network.hand_over()?;
     network.marker(directory).write(invocation)?;
     if let Some(path) = &invocation.pid_file {
         write_pid_file(path, init_pid)?;
     }
+    failpoint::reach("target:wrapper:handed-over")?;
     Ok(client.tell(&Report::Restored { init_pid })?)
 }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::failpoint::Injected;
 use crate::handoff::HandoffError;
 use crate::netns::NetnsError;
 
@@ -35,6 +36,9 @@ pub(super) enum OciError {
     /// The network namespace could not be prepared.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// CRIU or the runtime failed.
     #[error("restore failed: {cause}")]
     Restore { cause: String },

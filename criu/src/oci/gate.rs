@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::failpoint;
 use crate::hook::{Action, Event};
 
 /// The link's name in the migration's directory.
@@ -85,6 +86,7 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
     let mut create = UnixStream::connect(directory.join("create.sock"))?;
     create.write_all(format!("held {init_pid}\n").as_bytes())?;
     drop(create);
+    failpoint::reach("target:hook:held").map_err(io::Error::other)?;
     loop {
         let mut fds = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(STILL_THERE)) == Ok(0) {
@@ -98,7 +100,10 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
         // One that connects and says nothing has died; another will come.
         let _ = BufReader::new(stream).read_line(&mut word);
         match word.trim() {
-            "go" => return Ok(true),
+            "go" => {
+                failpoint::reach("target:hook:go").map_err(io::Error::other)?;
+                return Ok(true);
+            }
             "abort" => return Ok(false),
             _ => {}
         }

@@ -10,6 +10,7 @@ use super::args::Invocation;
 use super::error::{OciError, file};
 use super::marker::Marker;
 use super::{Handled, create, gate, keeper, runtime};
+use crate::failpoint;
 use crate::handoff::{Client, Directory, Report, Verdict};
 use crate::netns::{NetnsError, Opening, OwnNetns};
 
@@ -27,14 +28,18 @@ pub(super) fn start(invocation: &Invocation) -> Result<Handled, OciError> {
     let mut client = Client::new(directory.clone());
     let container_id = invocation.container.to_string_lossy().into_owned();
     let opening = marker.silent_netns.as_deref().map(Opening::prepare).transpose();
-    let done = match client.ask(&Report::Attached { container_id }) {
-        Ok(Verdict::Run) => let_go(invocation, opening, &directory),
-        Ok(Verdict::Abort { reason }) => Err(OciError::Aborted { reason }),
-        Ok(verdict @ Verdict::Restore) => Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "start" }),
-        Err(error) => Err(error.into()),
-    };
+    let asked = failpoint::reach("target:wrapper:attached")
+        .map_err(OciError::from)
+        .and_then(|()| Ok(client.ask(&Report::Attached { container_id })?));
+    let done = asked.and_then(|verdict| match verdict {
+        Verdict::Run => let_go(invocation, opening, &directory),
+        Verdict::Abort { reason } => Err(OciError::Aborted { reason }),
+        verdict @ Verdict::Restore => Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "start" }),
+    });
     match done {
         Ok(()) => {
+            // The tasks run, whatever becomes of the message.
+            let _ = failpoint::reach("target:wrapper:gone");
             client.try_tell(&Report::Running);
             Ok(Handled::Done(ExitCode::SUCCESS))
         }
@@ -56,6 +61,7 @@ fn let_go(
     }
     // Before the word, not after: an image set that may have run must never be restored again.
     fs::write(directory.used(), "").map_err(file("write", directory.used()))?;
+    failpoint::reach("target:wrapper:go")?;
     gate::decide(directory.path(), true).map_err(file("open the gate in", directory.path()))?;
     keeper::wait(directory.path()).map_err(file("wait for the restore in", directory.path()))?;
     match keeper::ending(directory.path()) {

@@ -202,10 +202,7 @@ impl Journal {
                 Ok(before) => before,
                 Err(error) => return Ok(Err(error)),
             };
-            let after = match wanted {
-                Verdict::Commit => Phase::Committed,
-                Verdict::Abort => Phase::Aborted,
-            };
+            let after = wanted.phase();
             if !after.may_follow(before) {
                 return Ok(Err(JournalError::IllegalOrder { id: id.to_owned(), side, before, after }));
             }

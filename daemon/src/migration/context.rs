@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use spothop_transfer::Identity;
 
-use super::track::{Events, FailAt, Track, unpanicked};
+use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Workspace};
 use crate::capacity::Capacity;
 use crate::config::Config;
@@ -43,8 +43,6 @@ pub struct Context {
     pub notices: Mutex<BTreeMap<String, Notice>>,
     /// Ids of the containers that are on their way.
     pub moving: Mutex<HashSet<String>>,
-    /// A failure to inject, for tests.
-    pub fail_at: Option<FailAt>,
 }
 
 impl Context {
@@ -74,7 +72,7 @@ impl Context {
     /// The handle on a migration that the journal knows.
     #[must_use]
     pub fn track(&self, id: &str, side: Side, container: &str) -> Track {
-        Track::new(id, side, container, Arc::clone(&self.journal), self.events.clone(), self.fail_at)
+        Track::new(id, side, container, Arc::clone(&self.journal), self.events.clone())
     }
 
     /// The directory of a migration on this host.

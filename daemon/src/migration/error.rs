@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Phase;
 use super::gate::GateError;
 use super::workspace::WorkspaceError;
 use crate::journal::JournalError;
@@ -131,12 +130,9 @@ pub enum Error {
     /// Found by the next daemon.
     #[error("the daemon ended during the migration")]
     DaemonDied,
-    /// A failure asked for by `SPOTHOP_FAIL_AT`.
-    #[error("failure injected at {phase}")]
-    Injected {
-        /// Where.
-        phase: Phase,
-    },
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] spothop_criu::failpoint::Injected),
     /// A file of the runtime directory.
     #[error("cannot {action} {path}", path = path.display())]
     File {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use spothop_criu::failpoint;
 use spothop_criu::hook::{Action, Event};
 use spothop_criu::netns;
 use tokio::io::AsyncReadExt as _;
@@ -67,6 +68,9 @@ pub enum GateError {
     /// Waiting for CRIU's script failed.
     #[error("waiting for CRIU at the commit gate failed")]
     Wait(#[source] io::Error),
+    /// A test asked for it.
+    #[error(transparent)]
+    Injected(#[from] failpoint::Injected),
     /// The journal did not answer.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -152,7 +156,9 @@ pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError
     let ticket: Ticket = std::fs::read(&path)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
         .map_err(|source| GateError::Ticket { path, source })?;
+    failpoint::reach("source:hook:held")?;
     let verdict = hold(&Journal::open(&ticket.journal)?, directory, &ticket.migration, ABANDONED)?;
+    failpoint::reach("source:hook:verdict")?;
     if verdict == Verdict::Commit && ticket.reset_connections {
         // The tasks are given up whatever comes of this: their peers would merely notice later.
         if let Some(Err(error)) = event.init_pid.map(netns::reset_connections) {

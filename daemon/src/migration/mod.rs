@@ -40,7 +40,7 @@ pub use self::error::{Error, chain};
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};
 pub use self::step::Step;
-pub use self::track::{Events, FailAt, Track, unpanicked};
+pub use self::track::{Events, Track, unpanicked};
 pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};
 
 /// The cause of a migration that somebody asked for; otherwise it is a notice's id.

@@ -127,6 +127,17 @@ pub enum Verdict {
     Abort,
 }
 
+impl Verdict {
+    /// The phase that records it.
+    #[must_use]
+    pub fn phase(self) -> Phase {
+        match self {
+            Verdict::Commit => Phase::Committed,
+            Verdict::Abort => Phase::Aborted,
+        }
+    }
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

@@ -265,6 +265,7 @@ impl Source<'_> {
         };
         let held = async {
             held.reached().await?;
+            track.reach("dump-held")?;
             freeze_behind_criu(job.init_pid).await
         };
         tokio::try_join!(held, restarts, files)?;

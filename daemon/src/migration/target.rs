@@ -167,10 +167,12 @@ impl Target {
         self.track.intend(Step::Pending { marker: marker.clone() }).await?;
         unpanicked(spawn_blocking(move || make_marker(&marker)).await)?;
         self.track.intend(Step::Create { offer: Box::new(self.offer.clone()) }).await?;
+        self.track.reach("create:intent")?;
         let journal = Arc::clone(&self.context.journal);
         let stale_volumes = unpanicked(spawn_blocking(move || journal.departed_volumes()).await)?;
         let options = CreateOptions { migration: self.offer.migration.clone(), stale_volumes };
         let created = self.context.engine.create(&self.offer.recipe, &options).await?;
+        self.track.reach("create:done")?;
         self.track.intend(Step::Made { created: created.clone() }).await?;
         self.created = Some(created);
         Ok(Answer::Done)

@@ -1,10 +1,12 @@
 //! A migration's handle on the journal and on those who watch: every phase goes through here.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use jiff::Timestamp;
+use spothop_criu::failpoint::{self, Injected};
 use tokio::sync::broadcast;
 use tracing::{info, warn};
 
@@ -37,23 +39,6 @@ impl Events {
     }
 }
 
-/// A failure to be injected, for tests: the migration fails when this side enters this phase.
-///
-/// From `SPOTHOP_FAIL_AT=<side>:<phase>`, such as `source:transferred`; anything else is ignored.
-#[derive(Debug, Clone, Copy)]
-pub struct FailAt(Side, Phase);
-
-impl FailAt {
-    /// What the environment asks for.
-    #[must_use]
-    pub fn from_environment() -> Option<Self> {
-        let text = std::env::var("SPOTHOP_FAIL_AT").ok()?;
-        let (side, phase) = text.split_once(':')?;
-        let side = [Side::Source, Side::Target].into_iter().find(|known| known.to_string() == side)?;
-        Some(Self(side, phase.parse().ok()?))
-    }
-}
-
 /// One side of one migration, on record.
 #[derive(Debug, Clone)]
 pub struct Track {
@@ -65,21 +50,13 @@ pub struct Track {
     pub container: Arc<str>,
     journal: Arc<Journal>,
     events: Events,
-    fail_at: Option<FailAt>,
 }
 
 impl Track {
     /// A handle on a migration that the journal knows.
     #[must_use]
-    pub fn new(
-        id: &str,
-        side: Side,
-        container: &str,
-        journal: Arc<Journal>,
-        events: Events,
-        fail_at: Option<FailAt>,
-    ) -> Self {
-        Self { id: id.into(), side, container: container.into(), journal, events, fail_at }
+    pub fn new(id: &str, side: Side, container: &str, journal: Arc<Journal>, events: Events) -> Self {
+        Self { id: id.into(), side, container: container.into(), journal, events }
     }
 
     /// Announces the beginning, which the journal has already.
@@ -92,27 +69,31 @@ impl Track {
     /// # Errors
     /// The journal's, or the injected one.
     pub async fn enter(&self, phase: Phase) -> Result<(), Error> {
-        if self.fail_at.is_some_and(|FailAt(side, at)| side == self.side && at == phase) {
-            return Err(Error::Injected { phase });
-        }
+        self.reach(format_args!("{phase}"))?;
         self.journal(move |journal, id, side| journal.enter(id, side, phase, Timestamp::now())).await?;
         self.announce(EventKind::Phase { phase });
-        Ok(())
+        Ok(self.reach(format_args!("{phase}:after"))?)
+    }
+
+    /// Passes the point `<side>:<point>`, where a test may have ordered a failure.
+    ///
+    /// # Errors
+    /// The one that was ordered.
+    pub fn reach(&self, point: impl Display) -> Result<(), Injected> {
+        failpoint::reach(format!("{}:{point}", self.side))
     }
 
     /// The compare-and-set. Returns the verdict that stands.
     ///
     /// # Errors
-    /// The journal's; nothing is decided then.
-    pub async fn decide(&self, wanted: Verdict, reason: Option<String>) -> Result<Verdict, JournalError> {
+    /// The journal's, or an injected one; whether something is decided is to be read again.
+    pub async fn decide(&self, wanted: Verdict, reason: Option<String>) -> Result<Verdict, Error> {
+        self.reach(wanted.phase())?;
         let stands = self
             .journal(move |journal, id, side| journal.decide(id, side, wanted, reason.as_deref(), Timestamp::now()))
             .await?;
-        let phase = match stands {
-            Verdict::Commit => Phase::Committed,
-            Verdict::Abort => Phase::Aborted,
-        };
-        self.announce(EventKind::Phase { phase });
+        self.announce(EventKind::Phase { phase: stands.phase() });
+        self.reach(format_args!("{}:after", wanted.phase()))?;
         Ok(stands)
     }
 
@@ -180,7 +161,11 @@ impl Track {
     /// A callback for the transfer crate that announces progress, not too often.
     pub fn progress(&self, what: &'static str, total: Option<u64>) -> impl Fn(u64) + Send + Sync + 'static {
         let (track, began, last) = (self.clone(), Instant::now(), AtomicU64::new(0));
+        let percent = AtomicU64::new(0);
         move |sent| {
+            if let Some(total) = total {
+                track.reach_percent(what, &percent, sent, total);
+            }
             let now = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
             let before = last.load(Ordering::Relaxed);
             let complete = total == Some(sent);
@@ -188,6 +173,18 @@ impl Track {
                 && last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok()
             {
                 track.tell(EventKind::Progress { what: what.to_owned(), sent, total });
+            }
+        }
+    }
+
+    /// Passes the points `<side>:<what>:1`, `:10` and `:99` of a stream.
+    fn reach_percent(&self, what: &str, last: &AtomicU64, sent: u64, total: u64) {
+        let now = sent.saturating_mul(100) / total.max(1);
+        let before = last.fetch_max(now, Ordering::Relaxed);
+        for mark in [1, 10, 99] {
+            if before < mark && mark <= now {
+                // A stream fails by being cut or by its end dying, which is for whoever stops us here.
+                let _ = self.reach(format_args!("{what}:{mark}"));
             }
         }
     }

@@ -21,7 +21,8 @@ fn fails_at(scene: &Scene, host: &str, phase: &str) {
     scene.sh(
         host,
         &format!(
-            "mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment=SPOTHOP_FAIL_AT={phase}\\n' > {DROP_INS}/fail.conf"
+            "echo '{phase} error' > /run/spothop/failpoint; mkdir -p {DROP_INS}; \
+             printf '[Service]\\nEnvironment=SPOTHOP_FAILPOINTS=/run/spothop/failpoint\\n' > {DROP_INS}/fail.conf"
         ),
     );
     scene.restart_daemon(host);
