@@ -109,6 +109,16 @@ impl Directory {
     pub fn used(&self) -> PathBuf {
         self.path.join("used")
     }
+
+    /// `resumed`: written by CRIU's action script when the tasks run.
+    pub fn resumed_mark(&self) -> PathBuf {
+        self.path.join("resumed")
+    }
+
+    /// Has CRIU said that the tasks run?
+    pub fn resumed(&self) -> bool {
+        self.resumed_mark().exists()
+    }
 }
 
 /// What `create` shall restore, and how.

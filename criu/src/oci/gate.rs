@@ -16,13 +16,11 @@ use std::process::ExitCode;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::failpoint;
+use crate::handoff::Directory;
 use crate::hook::{Action, Event};
 
 /// The link's name in the migration's directory.
 const HOOK: &str = "hook";
-
-/// The file that the hook leaves when the tasks run.
-const RESUMED: &str = "resumed";
 
 /// How often, in milliseconds, the hook looks whether its directory is still there.
 const STILL_THERE: u16 = 500;
@@ -32,7 +30,7 @@ pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
     let link = directory.join(HOOK);
     let _ = std::fs::remove_file(&link);
     // Of a former attempt, which has failed.
-    let _ = std::fs::remove_file(directory.join(RESUMED));
+    let _ = std::fs::remove_file(Directory::at(directory).resumed_mark());
     symlink(std::env::current_exe()?, &link)?;
     Ok(link)
 }
@@ -55,11 +53,6 @@ pub(super) fn decide(directory: &Path, go: bool) -> io::Result<()> {
     stream.write_all(if go { b"go\n" } else { b"abort\n" })
 }
 
-/// Has CRIU said that the tasks run?
-pub(super) fn resumed(directory: &Path) -> bool {
-    directory.join(RESUMED).exists()
-}
-
 /// Does the hook's work when this process is one; `None` when it is not.
 pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
     let path = Path::new(arguments.first()?);
@@ -71,7 +64,7 @@ pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
         Action::PostRestore => {}
         Action::PostResume => {
             // Best effort: without it `start` still has the keeper's word.
-            let _ = path.parent().map(|directory| std::fs::write(directory.join(RESUMED), ""));
+            let _ = path.parent().map(|directory| std::fs::write(Directory::at(directory).resumed_mark(), ""));
             return Some(ExitCode::SUCCESS);
         }
         _ => return Some(ExitCode::SUCCESS),

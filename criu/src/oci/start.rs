@@ -75,7 +75,7 @@ fn let_go(
 fn resumes_without_keeper(directory: &Directory) -> bool {
     let deadline = Instant::now() + TAIL;
     while Instant::now() < deadline {
-        if gate::resumed(directory.path()) {
+        if directory.resumed() {
             return true;
         }
         sleep(TAIL_POLL);

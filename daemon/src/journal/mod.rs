@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use crate::api::{MigrationView, Outcome, PhaseEntry};
+use crate::migration::protocol::Occasion;
 use crate::migration::{Phase, Side, Step, Verdict};
 use crate::orchestrator::OldCopy;
 
@@ -93,6 +94,14 @@ pub enum JournalError {
         /// Where it was to go.
         after: Phase,
     },
+    /// The deadline has passed, and a target that has restored the container may run it because of that.
+    #[error(
+        "migration {id}: this host was to be taken away by now, so its target may run the container; the target must be asked first"
+    )]
+    TargetDecides {
+        /// The migration.
+        id: String,
+    },
     /// A record that this version cannot read.
     #[error("the journal's record of migration {id} has an unreadable {field}: `{value}`")]
     Unreadable {
@@ -163,16 +172,15 @@ impl Journal {
     /// [`Phase::Aborted`] are entered by [`Journal::decide`] alone.
     pub fn enter(&self, id: &str, side: Side, phase: Phase, at: Timestamp) -> Result<(), JournalError> {
         self.transact("entered a phase", |tx| {
-            let Some((before, _)) = state(tx, id, side)? else { return Ok(Err(unknown(id, side))) };
-            let before = match parse_phase(id, &before) {
-                Ok(before) => before,
+            let before = match Standing::read(tx, id, side)? {
+                Ok(standing) => standing.phase,
                 Err(error) => return Ok(Err(error)),
             };
             if before == phase {
                 return Ok(Ok(()));
             }
             if matches!(phase, Phase::Committed | Phase::Aborted) || !phase.may_follow(before) {
-                return Ok(Err(JournalError::IllegalOrder { id: id.to_owned(), side, before, after: phase }));
+                return Ok(Err(illegal(id, side, before, phase)));
             }
             note_phase(tx, id, side, phase, at)?;
             Ok(Ok(()))
@@ -184,7 +192,8 @@ impl Journal {
     /// It is on disk when this returns. COMMIT is taken only in [`Phase::Restored`].
     ///
     /// # Errors
-    /// The migration is unknown, COMMIT comes too early, or the database failed: then nothing is decided.
+    /// The migration is unknown, COMMIT comes too early, ABORT is the target's to decide ([`JournalError::TargetDecides`]), or the
+    /// database failed: then nothing is decided.
     pub fn decide(
         &self,
         id: &str,
@@ -194,24 +203,57 @@ impl Journal {
         at: Timestamp,
     ) -> Result<Verdict, JournalError> {
         self.transact("decided", |tx| {
-            let Some((before, verdict)) = state(tx, id, side)? else { return Ok(Err(unknown(id, side))) };
-            if let Some(verdict) = verdict {
-                return Ok(parse_verdict(id, &verdict));
-            }
-            let before = match parse_phase(id, &before) {
-                Ok(before) => before,
+            let standing = match Standing::read(tx, id, side)? {
+                Ok(standing) => standing,
                 Err(error) => return Ok(Err(error)),
             };
-            let after = wanted.phase();
-            if !after.may_follow(before) {
-                return Ok(Err(JournalError::IllegalOrder { id: id.to_owned(), side, before, after }));
+            if let Some(verdict) = standing.verdict {
+                return Ok(Ok(verdict));
             }
-            tx.execute(
-                "UPDATE migration SET verdict = ?3, reason = ?4 WHERE id = ?1 AND side = ?2 AND verdict IS NULL",
-                params![id, side.to_string(), wanted.to_string(), reason],
-            )?;
-            note_phase(tx, id, side, after, at)?;
+            let after = wanted.phase();
+            if !after.may_follow(standing.phase) {
+                return Ok(Err(illegal(id, side, standing.phase, after)));
+            }
+            if side == Side::Source && wanted == Verdict::Abort && !standing.may_abort_alone(at) {
+                return Ok(Err(JournalError::TargetDecides { id: id.to_owned() }));
+            }
+            note_verdict(tx, id, side, wanted, reason, at)?;
             Ok(Ok(wanted))
+        })?
+    }
+
+    /// At the source: writes down what the target has decided, which is ABORT after our COMMIT (the container comes back), or either
+    /// where we may not decide alone. Returns the verdict that stands.
+    ///
+    /// # Errors
+    /// The migration is unknown, it had ended otherwise, or the database failed.
+    pub fn adopt(
+        &self,
+        id: &str,
+        targets: Verdict,
+        reason: Option<&str>,
+        at: Timestamp,
+    ) -> Result<Verdict, JournalError> {
+        let side = Side::Source;
+        self.transact("took over the target's verdict", |tx| {
+            let standing = match Standing::read(tx, id, side)? {
+                Ok(standing) => standing,
+                Err(error) => return Ok(Err(error)),
+            };
+            let mut before = standing.phase;
+            if standing.verdict == Some(targets) {
+                return Ok(Ok(targets));
+            }
+            if (before, targets) == (Phase::Transferred, Verdict::Commit) {
+                // It ran what we had not yet heard to be restored.
+                note_phase(tx, id, side, Phase::Restored, at)?;
+                before = Phase::Restored;
+            }
+            if !targets.phase().may_follow(before) {
+                return Ok(Err(illegal(id, side, before, targets.phase())));
+            }
+            note_verdict(tx, id, side, targets, reason, at)?;
+            Ok(Ok(targets))
         })?
     }
 
@@ -220,10 +262,15 @@ impl Journal {
     /// # Errors
     /// The migration is unknown, or the database failed.
     pub fn verdict(&self, id: &str, side: Side) -> Result<Option<Verdict>, JournalError> {
-        let Some((_, verdict)) = self.read("read a verdict", |c| state(c, id, side))? else {
-            return Err(unknown(id, side));
-        };
-        verdict.map(|verdict| parse_verdict(id, &verdict)).transpose()
+        Ok(self.standing(id, side)?.verdict)
+    }
+
+    /// How far it is and what was decided.
+    ///
+    /// # Errors
+    /// The migration is unknown, or the database failed.
+    pub fn standing(&self, id: &str, side: Side) -> Result<Standing, JournalError> {
+        self.read("read a verdict", |c| Standing::read(c, id, side))?
     }
 
     /// Writes down a side effect before it is done.
@@ -404,11 +451,60 @@ impl Journal {
     }
 }
 
-/// Phase and verdict as they stand.
-fn state(c: &Connection, id: &str, side: Side) -> rusqlite::Result<Option<(String, Option<String>)>> {
-    c.prepare_cached("SELECT phase, verdict FROM migration WHERE id = ?1 AND side = ?2")?
-        .query_row(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()
+/// Where a migration stands on one side.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// How far it is.
+    pub phase: Phase,
+    /// What was decided.
+    pub verdict: Option<Verdict>,
+    cause: String,
+    deadline: Option<Timestamp>,
+}
+
+impl Standing {
+    /// Whether the source may decide ABORT without its target.
+    #[must_use]
+    pub fn may_abort_alone(&self, now: Timestamp) -> bool {
+        Occasion { cause: &self.cause, deadline: self.deadline }.may_abort_alone(self.phase, now)
+    }
+
+    /// The outer error is the database's.
+    fn read(c: &Connection, id: &str, side: Side) -> rusqlite::Result<Result<Self, JournalError>> {
+        let found: Option<(String, Option<String>, String, Option<String>)> = c
+            .prepare_cached("SELECT phase, verdict, cause, deadline FROM migration WHERE id = ?1 AND side = ?2")?
+            .query_row(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+            .optional()?;
+        let Some((phase, verdict, cause, deadline)) = found else { return Ok(Err(unknown(id, side))) };
+        let parse = || {
+            Ok(Self {
+                phase: parse_phase(id, &phase)?,
+                verdict: verdict.map(|word| parse_verdict(id, &word)).transpose()?,
+                cause,
+                deadline: deadline.map(|at| parse_time(id, "deadline", &at)).transpose()?,
+            })
+        };
+        Ok(parse())
+    }
+}
+
+fn note_verdict(
+    tx: &Transaction<'_>,
+    id: &str,
+    side: Side,
+    verdict: Verdict,
+    reason: Option<&str>,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    tx.execute(
+        "UPDATE migration SET verdict = ?3, reason = ?4 WHERE id = ?1 AND side = ?2",
+        params![id, side.to_string(), verdict.to_string(), reason],
+    )?;
+    note_phase(tx, id, side, verdict.phase(), at)
+}
+
+fn illegal(id: &str, side: Side, before: Phase, after: Phase) -> JournalError {
+    JournalError::IllegalOrder { id: id.to_owned(), side, before, after }
 }
 
 fn note_phase(tx: &Transaction<'_>, id: &str, side: Side, phase: Phase, at: Timestamp) -> rusqlite::Result<()> {

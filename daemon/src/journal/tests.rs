@@ -1,4 +1,5 @@
 use super::*;
+use crate::migration::Task;
 use crate::orchestrator::RestartPolicy;
 
 fn at(second: i64) -> Timestamp {
@@ -11,8 +12,8 @@ fn journal() -> (tempfile::TempDir, Journal) {
     (directory, journal)
 }
 
-fn begin(journal: &Journal, side: Side) {
-    let new = NewMigration {
+fn new(side: Side) -> NewMigration {
+    NewMigration {
         id: "m1".into(),
         side,
         container_id: "c0ffee".into(),
@@ -20,8 +21,11 @@ fn begin(journal: &Journal, side: Side) {
         peer: "b".into(),
         cause: "manual".into(),
         deadline: Some(at(120)),
-    };
-    journal.begin(&new, at(0)).unwrap();
+    }
+}
+
+fn begin(journal: &Journal, side: Side) {
+    journal.begin(&new(side), at(0)).unwrap();
 }
 
 fn walk(journal: &Journal, phases: &[Phase]) {
@@ -45,6 +49,40 @@ fn the_first_verdict_stands_whoever_asks_and_however_often() {
     assert_eq!(decide(&journal, Verdict::Abort), Verdict::Commit);
     assert_eq!(hook.verdict("m1", Side::Source).unwrap(), Some(Verdict::Commit));
     assert_eq!(journal.migration("m1", Side::Source).unwrap().unwrap().phase, Phase::Committed);
+}
+
+#[test]
+fn what_the_target_never_ran_comes_back_and_what_it_runs_does_not() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    walk(&journal, &TO_RESTORED);
+    journal.decide("m1", Side::Source, Verdict::Commit, None, at(9)).unwrap();
+    let back = journal.adopt("m1", Verdict::Abort, Some("lost its power"), at(10)).unwrap();
+    assert_eq!(back, Verdict::Abort);
+    assert_eq!(journal.adopt("m1", Verdict::Abort, None, at(11)).unwrap(), Verdict::Abort);
+    assert_eq!(journal.standing("m1", Side::Source).unwrap().phase, Phase::Aborted);
+    assert!(journal.adopt("m1", Verdict::Commit, None, at(12)).is_err());
+
+    let (_directory, journal) = self::journal();
+    begin(&journal, Side::Source);
+    walk(&journal, &TO_RESTORED);
+    journal.decide("m1", Side::Source, Verdict::Commit, None, at(9)).unwrap();
+    journal.enter("m1", Side::Source, Phase::Running, at(10)).unwrap();
+    assert!(journal.adopt("m1", Verdict::Abort, None, at(11)).is_err());
+}
+
+#[test]
+fn past_a_clouds_deadline_only_the_target_knows() {
+    let (_directory, journal) = journal();
+    let new = NewMigration { cause: "aws:i-1:terminate".into(), ..new(Side::Source) };
+    journal.begin(&new, at(0)).unwrap();
+    walk(&journal, &TO_RESTORED[..4]);
+    let late = journal.decide("m1", Side::Source, Verdict::Abort, None, at(120));
+    assert!(matches!(late, Err(JournalError::TargetDecides { .. })), "{late:?}");
+    assert_eq!(journal.verdict("m1", Side::Source).unwrap(), None);
+    // It ran there before we had heard that it was restored.
+    assert_eq!(journal.adopt("m1", Verdict::Commit, None, at(121)).unwrap(), Verdict::Commit);
+    assert_eq!(journal.standing("m1", Side::Source).unwrap().phase, Phase::Committed);
 }
 
 #[test]
@@ -124,7 +162,8 @@ fn unsettled_steps_come_back_latest_first() {
     let (_directory, journal) = journal();
     begin(&journal, Side::Source);
     let policy = RestartPolicy { name: "always".into(), maximum_retries: 0 };
-    let steps = [Step::HoldRestarts { container: "c0ffee".into(), policy }, Step::Freeze { init_pid: 7 }];
+    let steps =
+        [Step::HoldRestarts { container: "c0ffee".into(), policy }, Step::Freeze { task: Task { pid: 7, started: 1 } }];
     let ids: Vec<_> = steps.iter().map(|step| journal.intend("m1", Side::Source, step, at(1)).unwrap()).collect();
     assert_eq!(
         journal.unsettled("m1", Side::Source).unwrap(),

@@ -5,28 +5,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use spothop_criu::cgroup::Freezer;
 use spothop_criu::dump::{self, Checkpoint, DumpError, Outcome as DumpOutcome};
 use spothop_criu::{netns, repair};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::sleep;
 use tracing::{error, warn};
 
 use super::error::chain;
 use super::gate::Gate;
 use super::message::{Answer, Request};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
+use crate::journal::JournalError;
 use crate::orchestrator;
 
 /// For the target to let the tasks run.
 const RUN: Duration = Duration::from_secs(60);
-
-/// Between two attempts to tell the target the verdict, the first and the longest.
-const TELL_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// A dump that is under way or held at the gate.
 #[derive(Debug, Default)]
@@ -76,7 +74,7 @@ impl Held {
     }
 }
 
-/// The end of one migration.
+/// The end of one migration. It does not rest before it is reached, whatever fails on the way.
 pub(super) struct Ending {
     context: Arc<Context>,
     track: Track,
@@ -84,36 +82,88 @@ pub(super) struct Ending {
     target: String,
 }
 
+/// Who has the container after COMMIT.
+enum Taken {
+    /// The target runs it.
+    Yes,
+    /// The target never ran it and never will.
+    GivenBack(String),
+}
+
 impl Ending {
     pub(super) fn new(context: Arc<Context>, track: Track, container_id: String, target: String) -> Self {
         Self { context, track, container_id, target }
     }
 
-    /// After COMMIT: the target runs, and what is left here is taken away, in this order.
-    ///
-    /// # Errors
-    /// The journal's.
-    pub(super) async fn give_away(self, target: Option<Conversation>, mut held: Held) -> Result<Outcome, Error> {
+    /// Decides, and does what follows: COMMIT if the target holds the restored tasks, ABORT otherwise.
+    pub(super) async fn conclude(self, restored: Result<Conversation, Error>, held: Held) -> Outcome {
+        let failure = match restored {
+            Ok(target) => match self.track.decide(Verdict::Commit, None).await {
+                Ok(Verdict::Commit) => return self.give_away(Some(target), held).await,
+                Ok(Verdict::Abort) => Error::Outvoted,
+                // It may have been written all the same; the next compare-and-set tells.
+                Err(failure) => failure,
+            },
+            Err(failure) => failure,
+        };
+        match self.abort(&failure).await {
+            Verdict::Commit => self.give_away(None, held).await,
+            Verdict::Abort => {
+                self.go_on(chain(&failure), matches!(failure, Error::Dump(_) | Error::DaemonDied), held).await
+            }
+        }
+    }
+
+    /// Writes ABORT if nothing else stands. Returns what stands.
+    async fn abort(&self, failure: &Error) -> Verdict {
+        let reason = chain(failure);
+        self.track.surely("deciding ABORT", || self.try_abort(reason.clone()).boxed()).await
+    }
+
+    async fn try_abort(&self, reason: String) -> Result<Verdict, Error> {
+        match self.track.decide(Verdict::Abort, Some(reason.clone())).await {
+            Err(Error::Journal(JournalError::TargetDecides { .. })) => self.ask_for_abort(&reason).await,
+            decided => decided,
+        }
+    }
+
+    /// The deadline has passed, so the target may run the container by now. Its journal decides.
+    async fn ask_for_abort(&self, reason: &str) -> Result<Verdict, Error> {
+        let verdict = match self.tell(None, Verdict::Abort, Some(reason.to_owned())).await? {
+            Answer::Running => Verdict::Commit,
+            _ => Verdict::Abort,
+        };
+        self.track.adopt(verdict, reason.to_owned()).await
+    }
+
+    /// COMMIT stands: the target runs, and what is left here is taken away. Unless the target gives the container back.
+    async fn give_away(self, target: Option<Conversation>, mut held: Held) -> Outcome {
+        if let Taken::GivenBack(reason) = self.tell_commit(target).await {
+            return self.go_on(reason, true, held).await;
+        }
+        self.track.surely("recording that it runs", || self.track.enter(Phase::Running).boxed()).await;
         held.open();
-        self.tell_commit(target).await;
-        self.track.enter(Phase::Running).await?;
+        let _ = self.track.reach("gate-opened");
         if let Some(Err(failure)) = held.ended().await {
             warn!(migration = %self.track.id, error = chain(&failure), "CRIU did not end well after COMMIT");
         }
-        self.checkpoint_ended().await.unwrap_or_else(|failure| {
-            warn!(migration = %self.track.id, error = chain(&failure), "not known whether CRIU has ended");
-        });
+        self.track.surely("letting go of the container", || self.let_go().boxed()).await;
+        self.track.finished(Outcome::Moved, None);
+        Outcome::Moved
+    }
+
+    /// Takes away what is left here, in this order.
+    async fn let_go(&self) -> Result<(), Error> {
+        self.checkpoint_ended().await?;
         let steps = self.track.unsettled().await?;
         // CRIU resumes tasks when it fails late. They are still frozen by us, and must never run again.
         for (_, step) in &steps {
-            if let Step::Freeze { init_pid } = step {
-                kill_frozen(*init_pid).await;
+            if let Step::Freeze { task } = step {
+                kill_frozen(*task).await;
             }
         }
-        self.context.engine.remove(&self.container_id).await.unwrap_or_else(|failure| {
-            warn!(migration = %self.track.id, error = chain(&failure), "the container that moved away is still listed here; \
-                   remove it with `docker rm`");
-        });
+        // As long as it is listed, somebody may start it: a second copy.
+        self.context.engine.remove(&self.container_id).await?;
         for (id, step) in steps {
             match step {
                 Step::Workspace { directory } => {
@@ -124,84 +174,95 @@ impl Ending {
             }
             self.track.settled(id).await?;
         }
-        self.track.enter(Phase::Cleaned).await?;
-        self.track.finished(Outcome::Moved, None);
-        Ok(Outcome::Moved)
+        self.track.enter(Phase::Cleaned).await
     }
 
-    /// Says COMMIT until the target says that the container runs. There is no other way forward.
-    async fn tell_commit(&self, mut target: Option<Conversation>) {
-        let commit = Request::Decided { migration: self.track.id.to_string(), verdict: Verdict::Commit, reason: None };
-        let (mut pause, longest) = TELL_AGAIN;
-        loop {
-            let told = async {
-                let mut target = match target.take() {
-                    Some(target) => target,
-                    None => self.context.connect(&self.target, 1).await?,
-                };
-                match target.ask(&commit, "running the container", RUN).await? {
-                    Answer::Running => Ok(()),
-                    _ => Err(target.out_of_turn("running the container")),
-                }
-            };
-            match told.await {
-                Ok(()) => return,
-                Err(failure) => {
-                    warn!(migration = %self.track.id, error = chain(&failure), "the target has not confirmed COMMIT; saying it again");
-                    sleep(pause).await;
-                    pause = (pause * 2).min(longest);
-                }
-            }
+    /// Says COMMIT until the target says what became of it, or somebody resolves it by hand.
+    async fn tell_commit(&self, mut target: Option<Conversation>) -> Taken {
+        let what = "hearing from the target that the container runs";
+        self.track.surely(what, || self.try_tell_commit(target.take()).boxed()).await
+    }
+
+    async fn try_tell_commit(&self, target: Option<Conversation>) -> Result<Taken, Error> {
+        let standing = self.track.standing().await?;
+        match (standing.verdict, standing.phase) {
+            (Some(Verdict::Abort), _) => return Ok(Taken::GivenBack("resolved by hand".to_owned())),
+            (_, Phase::Running | Phase::Cleaned) => return Ok(Taken::Yes),
+            _ => {}
+        }
+        if let Answer::Running = self.tell(target, Verdict::Commit, None).await? {
+            return Ok(Taken::Yes);
+        }
+        let reason = format!("{} lost the container before it ran there and gives it back", self.target);
+        match self.track.adopt(Verdict::Abort, reason.clone()).await? {
+            Verdict::Abort => Ok(Taken::GivenBack(reason)),
+            Verdict::Commit => Ok(Taken::Yes),
         }
     }
 
-    /// After a failure before COMMIT: decides ABORT and undoes everything. The target notices by the session's end, and
-    /// asks if it must.
-    ///
-    /// # Errors
-    /// The journal's. Then CRIU's action script decides when it has waited long enough.
-    pub(super) async fn go_on(self, failure: Error, mut held: Held) -> Result<Outcome, Error> {
-        let reason = chain(&failure);
-        let verdict = self.track.decide(Verdict::Abort, Some(reason.clone())).await?;
-        if verdict == Verdict::Commit {
-            return Box::pin(self.give_away(None, held)).await;
+    /// Tells the target a verdict and hears what stands in its journal: `Running` or `Gone`.
+    async fn tell(
+        &self,
+        session: Option<Conversation>,
+        verdict: Verdict,
+        reason: Option<String>,
+    ) -> Result<Answer, Error> {
+        const STEP_NAME: &str = "what became of the container";
+        let mut target = match session {
+            Some(target) => target,
+            None => self.context.connect(&self.target, 1).await?,
+        };
+        let decided = Request::Decided { migration: self.track.id.to_string(), verdict, reason };
+        match target.ask(&decided, STEP_NAME, RUN).await? {
+            answer @ (Answer::Running | Answer::Gone) => Ok(answer),
+            _ => Err(target.out_of_turn(STEP_NAME)),
         }
+    }
+
+    /// ABORT stands: undoes everything. The target notices by the session's end, and asks if it must.
+    async fn go_on(self, reason: String, may_have_died: bool, mut held: Held) -> Outcome {
         held.open();
         if let Some(Ok(DumpOutcome::Killed)) = held.ended().await {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }
-        let mut clean = true;
-        let mut restarts_held = false;
-        for (id, step) in self.track.unsettled().await? {
-            restarts_held |= matches!(step, Step::HoldRestarts { .. });
-            match self.undo(step.clone()).await {
-                Ok(()) => self.track.settled(id).await?,
-                Err(failure) => {
-                    clean = false;
-                    error!(migration = %self.track.id, ?step, error = chain(&failure), "a step was not undone");
-                }
-            }
-        }
-        if matches!(failure, Error::Dump(_)) {
-            self.look_after(restarts_held).await;
-        }
-        if clean {
-            self.track.enter(Phase::Cleaned).await?;
-        }
+        self.track.surely("undoing the migration", || self.undo_all(may_have_died).boxed()).await;
         self.track.finished(Outcome::Aborted, Some(reason));
-        Ok(Outcome::Aborted)
+        Outcome::Aborted
     }
 
-    /// A CRIU that is killed while its code is in the tasks takes them along, and the engine had been told not to start them again.
-    async fn look_after(&self, restarts_held: bool) {
+    /// As much of it as can be undone now; the first failure is the result.
+    async fn undo_all(&self, may_have_died: bool) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (id, step) in self.track.unsettled().await? {
+            match self.undo(step.clone()).await {
+                Ok(()) => {}
+                Err(failure) => {
+                    error!(migration = %self.track.id, ?step, error = chain(&failure), "a step was not undone");
+                    result = result.and(Err(failure));
+                    continue;
+                }
+            }
+            // The last one to be settled: until then whoever comes back knows that the engine was told not to start it.
+            if may_have_died && matches!(step, Step::HoldRestarts { .. }) {
+                self.look_after().await?;
+            }
+            self.track.settled(id).await?;
+        }
+        result?;
+        self.track.enter(Phase::Cleaned).await
+    }
+
+    /// A CRIU that is killed while its code is in the tasks takes them along, and so does a power cut; and the engine had been told
+    /// not to start them again.
+    async fn look_after(&self) -> Result<(), Error> {
         let (engine, id, migration) = (&self.context.engine, &self.container_id, &self.track.id);
-        if !matches!(engine.inspect(id).await, Err(orchestrator::Error::NotRunning { .. })) {
-            return;
+        match engine.inspect(id).await {
+            Err(orchestrator::Error::NotRunning { .. }) => {}
+            Err(orchestrator::Error::NoContainer { .. }) | Ok(_) => return Ok(()),
+            Err(failure) => return Err(failure.into()),
         }
-        error!(%migration, container = id, "the container did not survive the attempt to checkpoint it");
-        if restarts_held && let Err(failure) = engine.start(id).await {
-            error!(%migration, container = id, error = chain(&failure), "nor can it be started again, as its restart policy says");
-        }
+        error!(%migration, container = id, "the container did not survive; starting it again, as its restart policy says");
+        Ok(engine.start(id).await?)
     }
 
     /// Waits for a checkpoint that a former daemon began; one of our own has ended already.
@@ -231,30 +292,26 @@ fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error>
             workspace.keep_logs(state, migration);
             Ok(workspace.remove()?)
         }
-        Step::Freeze { init_pid } if is_alive(init_pid) => {
+        Step::Freeze { task } if task.is_alive() => {
             // A CRIU that was killed left the connections mute. They are all that suffers if this fails.
-            if let Err(failure) = repair::release(init_pid) {
+            if let Err(failure) = repair::release(task.pid) {
                 warn!(migration, error = chain(&failure), "connections may have to be made again");
             }
-            Ok(Freezer::of_pid(init_pid)?.thaw()?)
+            Ok(Freezer::of_pid(task.pid)?.thaw()?)
         }
-        Step::Silence { init_pid } if is_alive(init_pid) => Ok(netns::unsilence(init_pid)?),
+        Step::Silence { task } if task.is_alive() => Ok(netns::unsilence(task.pid)?),
         _ => Ok(()),
     }
 }
 
-fn is_alive(pid: i32) -> bool {
-    kill(Pid::from_raw(pid), None).is_ok()
-}
-
 /// Kills a container's first process, and with it its pid namespace, if it still is frozen.
-async fn kill_frozen(init_pid: i32) {
+async fn kill_frozen(task: Task) {
     let killed = spawn_blocking(move || {
-        let frozen = Freezer::of_pid(init_pid).and_then(|freezer| freezer.is_frozen());
-        if is_alive(init_pid) && frozen.unwrap_or(false) {
+        let frozen = Freezer::of_pid(task.pid).and_then(|freezer| freezer.is_frozen());
+        if task.is_alive() && frozen.unwrap_or(false) {
             // It may have ended by itself between the two.
-            let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
-            if let Ok(freezer) = Freezer::of_pid(init_pid) {
+            let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
+            if let Ok(freezer) = Freezer::of_pid(task.pid) {
                 // On cgroup v1 a frozen task dies only when it thaws; the signal is pending, no user code runs.
                 let _ = freezer.thaw();
             }
@@ -269,9 +326,6 @@ async fn kill_frozen(init_pid: i32) {
 /// The journal's.
 pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Result<Outcome, Error> {
     let track = context.track(&left.id, Side::Source, &left.container);
-    let ending = Ending::new(context, track.clone(), left.container_id.clone(), left.peer.clone());
-    match track.verdict().await? {
-        Some(Verdict::Commit) => ending.give_away(None, Held::default()).await,
-        Some(Verdict::Abort) | None => ending.go_on(Error::DaemonDied, Held::default()).await,
-    }
+    let ending = Ending::new(context, track, left.container_id.clone(), left.peer.clone());
+    Ok(ending.conclude(Err(Error::DaemonDied), Held::default()).await)
 }

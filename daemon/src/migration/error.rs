@@ -124,6 +124,12 @@ pub enum Error {
         /// Its name.
         container: String,
     },
+    /// The container ended while it was being moved.
+    #[error("container {container} ended by itself before it was frozen")]
+    Ended {
+        /// Its name.
+        container: String,
+    },
     /// CRIU gave up before every task was in its images.
     #[error("CRIU let the tasks go on before the dump was whole")]
     NotHeld,

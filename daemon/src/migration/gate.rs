@@ -1,7 +1,7 @@
 //! The commit gate: CRIU's action script, which holds the dump until the journal says how it ends.
 //!
 //! At `post-dump` all images are written and all tasks are frozen. The script's exit code decides: 0 and CRIU kills the
-//! tasks, anything else and it lets them run. So the script exits 0 only upon a durable COMMIT. The gate's socket merely
+//! tasks, anything else and it lets them run. So the script exits 0 only when the journal says that the target runs. The gate's socket merely
 //! wakes it: if the daemon dies, the script reads the journal by itself, and after [`ABANDONED`] without a daemon it
 //! writes ABORT there, by the same compare-and-set as everybody else.
 
@@ -19,6 +19,7 @@ use spothop_criu::netns;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 
+use super::protocol::{self, Hold};
 use super::{Side, Verdict};
 use crate::journal::{Journal, JournalError};
 
@@ -157,33 +158,42 @@ pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
         .map_err(|source| GateError::Ticket { path, source })?;
     failpoint::reach("source:hook:held")?;
-    let verdict = hold(&Journal::open(&ticket.journal)?, directory, &ticket.migration, ABANDONED)?;
+    let kill = hold(&Journal::open(&ticket.journal)?, directory, &ticket.migration, ABANDONED);
     failpoint::reach("source:hook:verdict")?;
-    if verdict == Verdict::Commit && ticket.reset_connections {
+    if kill && ticket.reset_connections {
         // The tasks are given up whatever comes of this: their peers would merely notice later.
         if let Some(Err(error)) = event.init_pid.map(netns::reset_connections) {
             eprintln!("connections were not reset: {error}");
         }
     }
-    Ok(verdict == Verdict::Commit)
+    Ok(kill)
 }
 
-/// Blocks until there is a verdict.
-fn hold(journal: &Journal, directory: &Path, migration: &str, abandoned: Duration) -> Result<Verdict, GateError> {
+/// Blocks until the journal says what becomes of the tasks: true, and CRIU may kill them. An error of the journal says nothing, so it
+/// is asked again.
+fn hold(journal: &Journal, directory: &Path, migration: &str, abandoned: Duration) -> bool {
     let mut alone_since = Instant::now();
     loop {
-        if let Some(verdict) = journal.verdict(migration, Side::Source)? {
-            return Ok(verdict);
+        let standing = journal.standing(migration, Side::Source);
+        match standing.as_ref().map(|standing| protocol::hold(standing.phase, standing.verdict)) {
+            Ok(Hold::Kill) => return true,
+            Ok(Hold::Release) => return false,
+            Ok(Hold::On) => {}
+            Err(error) => eprintln!("the dump is held on: {error}"),
         }
         if wait_for_daemon(&directory.join(SOCKET)).is_ok() {
             alone_since = Instant::now();
-        } else if alone_since.elapsed() >= abandoned {
-            let reason = "the daemon was gone for too long while the container was frozen";
-            return Ok(journal.decide(migration, Side::Source, Verdict::Abort, Some(reason), Timestamp::now())?);
-        } else {
-            // Nobody is there to wake us: a daemon that comes back decides in the journal first.
-            std::thread::sleep(LOOK_AGAIN);
+            continue;
         }
+        if alone_since.elapsed() >= abandoned && standing.is_ok_and(|standing| standing.verdict.is_none()) {
+            // Where the target may run by now this is refused, and only a daemon can ask it.
+            let reason = "the daemon was gone for too long while the container was frozen";
+            if journal.decide(migration, Side::Source, Verdict::Abort, Some(reason), Timestamp::now()).is_ok() {
+                continue;
+            }
+        }
+        // Nobody is there to wake us: a daemon that comes back decides in the journal first.
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -224,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_dump_is_held_until_the_journal_has_a_verdict() {
+    async fn the_dump_is_held_until_the_journal_says_how_it_ended() {
         for wanted in [Verdict::Commit, Verdict::Abort] {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().to_owned();
@@ -243,6 +253,12 @@ mod tests {
             gate.reached().await.unwrap();
             journal.decide("m1", Side::Source, wanted, None, Timestamp::now()).unwrap();
             gate.open();
+            if wanted == Verdict::Commit {
+                // The target may still give the container back.
+                gate.reached().await.unwrap();
+                journal.enter("m1", Side::Source, Phase::Running, Timestamp::now()).unwrap();
+                gate.open();
+            }
             assert_eq!(hook.await.unwrap(), wanted == Verdict::Commit);
         }
     }
@@ -251,16 +267,16 @@ mod tests {
     async fn without_a_daemon_the_container_is_given_back() {
         let directory = tempfile::tempdir().unwrap();
         let journal = frozen_migration(directory.path());
-        let verdict = hold(&journal, directory.path(), "m1", Duration::ZERO).unwrap();
-        assert_eq!(verdict, Verdict::Abort);
+        assert!(!hold(&journal, directory.path(), "m1", Duration::ZERO));
         assert_eq!(journal.verdict("m1", Side::Source).unwrap(), Some(Verdict::Abort));
     }
 
     #[tokio::test]
-    async fn a_verdict_counts_even_if_the_daemon_died_right_after_it() {
+    async fn an_end_counts_even_if_the_daemon_died_right_after_it() {
         let directory = tempfile::tempdir().unwrap();
         let journal = frozen_migration(directory.path());
         journal.decide("m1", Side::Source, Verdict::Commit, None, Timestamp::now()).unwrap();
-        assert_eq!(hold(&journal, directory.path(), "m1", Duration::ZERO).unwrap(), Verdict::Commit);
+        journal.enter("m1", Side::Source, Phase::Running, Timestamp::now()).unwrap();
+        assert!(hold(&journal, directory.path(), "m1", Duration::ZERO));
     }
 }

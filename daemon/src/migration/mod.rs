@@ -2,6 +2,7 @@
 //!
 //! | file | noun |
 //! |---|---|
+//! | `protocol` | every decision, as a function of what is on record |
 //! | `phase`, `step` | the words of the journal: how far it is, what was done |
 //! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
 //! | `target`, `handoff` | the target's way, and its talk with the restoring runtime |
@@ -10,9 +11,9 @@
 //! | `context`, `track`, `workspace` | what all of them share |
 //! | `evacuation` | several migrations, in the plan's order |
 //!
-//! **Invariants.** The verdict is one compare-and-set in the source's journal. COMMIT is written only when the target holds
-//! the tasks restored and stopped. The source's tasks stay frozen from then until they are killed. The target's tasks run
-//! only after COMMIT was heard, or when the source's deadline has passed so long ago that it cannot run.
+//! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
+//! ([`protocol`]). COMMIT is written only when the target holds the tasks restored and stopped. The source's tasks stay frozen from
+//! then until the target runs. The target's tasks run only after COMMIT was heard, or when the source cannot run any more.
 
 mod context;
 mod conversation;
@@ -24,6 +25,7 @@ mod handoff;
 pub mod message;
 pub mod peers;
 mod phase;
+pub mod protocol;
 mod source;
 mod step;
 mod target;
@@ -39,7 +41,7 @@ pub use self::conversation::Conversation;
 pub use self::error::{Error, chain};
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};
-pub use self::step::Step;
+pub use self::step::{Step, Task};
 pub use self::track::{Events, Track, unpanicked};
 pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};
 

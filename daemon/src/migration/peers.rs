@@ -58,18 +58,22 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
     Ok(())
 }
 
-/// A source tells its verdict in a session of its own, because the first one broke. The migration's own task hears of it by
-/// asking; here we only wait until it has acted.
+/// A source tells its verdict in a session of its own, because the first one broke, and hears what stands in our journal. The
+/// migration's own task hears of a COMMIT by asking; here we only wait until it has acted.
 async fn confirm(context: &Context, migration: &str, verdict: Verdict) -> Result<Answer, Error> {
     let track = context.track(migration, Side::Target, "");
     let mut events = context.events.watch();
+    if verdict == Verdict::Abort {
+        track.decide(Verdict::Abort, Some("the source goes on".to_owned())).await?;
+    }
     let waited = timeout(RUN, async {
         loop {
             let phases: Vec<_> = track.record().await?.phases.into_iter().map(|entry| entry.phase).collect();
-            match verdict {
-                Verdict::Commit if phases.contains(&Phase::Running) => return Ok(Answer::Running),
-                Verdict::Abort if phases.contains(&Phase::Aborted) => return Ok(Answer::Gone),
-                _ => {}
+            if phases.contains(&Phase::Running) {
+                return Ok(Answer::Running);
+            }
+            if phases.contains(&Phase::Aborted) {
+                return Ok(Answer::Gone);
             }
             // Every phase is announced; lagging behind only means to look again at once.
             let _ = events.recv().await;

@@ -31,7 +31,7 @@ pub enum Phase {
     Running,
     /// Nothing of the migration is left on this side but its record.
     Cleaned,
-    /// ABORT is durable in the source's journal: the source runs on, the target lets go.
+    /// ABORT is durable: the source runs on, the target lets go.
     Aborted,
 }
 
@@ -39,7 +39,8 @@ impl Phase {
     /// Whether the journal may record `self` right after `before`.
     ///
     /// Forward moves may skip only [`Phase::PreCopy`]; a round may follow a round with the next number; ABORT may come
-    /// from anywhere before COMMIT; `Cleaned` ends both ways.
+    /// from anywhere before COMMIT, and after it at the source alone, when the target gives back what it never ran
+    /// ([`super::protocol`]); `Cleaned` ends both ways.
     #[must_use]
     pub fn may_follow(self, before: Phase) -> bool {
         use Phase::*;
@@ -54,7 +55,7 @@ impl Phase {
             | (Committed, Running)
             | (Running | Aborted, Cleaned) => true,
             (PreCopy(n), PreCopy(m)) => n.checked_add(1) == Some(m),
-            (Planned | Reserved | Prepared | PreCopy(_) | Frozen | Transferred | Restored, Aborted) => true,
+            (Planned | Reserved | Prepared | PreCopy(_) | Frozen | Transferred | Restored | Committed, Aborted) => true,
             _ => false,
         }
     }
@@ -195,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn no_abort_after_commit_and_no_commit_after_abort() {
-        for before in [Phase::Committed, Phase::Running, Phase::Cleaned] {
+    fn no_abort_once_the_target_runs_and_no_commit_after_abort() {
+        for before in [Phase::Running, Phase::Cleaned] {
             assert!(!Phase::Aborted.may_follow(before));
         }
         for after in ALL {

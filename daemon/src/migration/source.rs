@@ -18,7 +18,7 @@ use super::gate::{Gate, Ticket};
 use super::message::{Answer, Offer, Request};
 use super::target::tcp_mode;
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace};
 use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
@@ -58,7 +58,7 @@ pub struct Job {
 /// Runs one migration to its end, whatever that is. Every failure before COMMIT is an abort and is told to those who watch.
 ///
 /// # Errors
-/// The journal's, if it cannot record the beginning or the verdict.
+/// The journal's, if it cannot record the beginning.
 pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
     let track = context
         .begin(NewMigration {
@@ -78,13 +78,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
     let restored = timeout(limit, source.until_restored()).await;
     let held = source.held;
     let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
-    match restored.unwrap_or(Err(Error::TimedOut { step: "the migration", limit })) {
-        Ok(target) => match track.decide(Verdict::Commit, None).await? {
-            Verdict::Commit => ending.give_away(Some(target), held).await,
-            Verdict::Abort => ending.go_on(Error::Outvoted, held).await,
-        },
-        Err(failure) => ending.go_on(failure, held).await,
-    }
+    Ok(ending.conclude(restored.unwrap_or(Err(Error::TimedOut { step: "the migration", limit })), held).await)
 }
 
 /// How long the migration may take until COMMIT.
@@ -214,9 +208,10 @@ impl Source<'_> {
         let init_pid = self.job.init_pid;
         // A container that is gone by now cannot be frozen either, which says why.
         self.watched = unpanicked(spawn_blocking(move || watches::watched(init_pid)).await).unwrap_or_default();
-        self.track.intend(Step::Freeze { init_pid }).await?;
+        let task = Task::of_pid(init_pid).ok_or_else(|| Error::Ended { container: self.job.container.name.clone() })?;
+        self.track.intend(Step::Freeze { task }).await?;
         if self.silences() {
-            self.track.intend(Step::Silence { init_pid }).await?;
+            self.track.intend(Step::Silence { task }).await?;
         }
         self.track.intend(Step::Checkpoint).await?;
         Ok(gate)

@@ -2,10 +2,35 @@
 
 use std::path::PathBuf;
 
+use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 use super::message::Offer;
 use crate::orchestrator::{Created, OldCopy, RestartPolicy};
+
+/// A process that cannot be mistaken for another one, also not after a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Its id, in the host's pid namespace.
+    pub pid: i32,
+    /// When it started, in clock ticks since the boot (proc(5), `/proc/pid/stat`, field 22).
+    pub started: u64,
+}
+
+impl Task {
+    /// The process that has this id now, if there is one.
+    #[must_use]
+    pub fn of_pid(pid: i32) -> Option<Self> {
+        let stat = Process::new(pid).and_then(|process| process.stat()).ok()?;
+        Some(Self { pid, started: stat.starttime })
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_alive(self) -> bool {
+        Self::of_pid(self.pid) == Some(self)
+    }
+}
 
 /// One side effect of a migration on this host. Its undo is idempotent: it may be run whether or not the effect took
 /// place, and twice.
@@ -32,13 +57,13 @@ pub enum Step {
     },
     /// Source: the container's cgroup is frozen.
     Freeze {
-        /// Its first process, in the host's pid namespace.
-        init_pid: i32,
+        /// Its first process.
+        task: Task,
     },
     /// Source: no packet enters or leaves the container's network namespace.
     Silence {
         /// Its first process.
-        init_pid: i32,
+        task: Task,
     },
     /// Source: `runc checkpoint` runs, held by its action script until the verdict, which the script reads in the journal. Its undo
     /// is to wait for its end, before anything else is undone: CRIU leaves the freezer as it found it.
@@ -75,5 +100,19 @@ impl Step {
     /// Another version wrote it.
     pub fn from_json(json: &str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(json)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_not_mistaken_for_one_that_had_its_id_before() {
+        let us = Task::of_pid(std::process::id().cast_signed()).unwrap();
+        assert!(us.is_alive());
+        assert!(!Task { started: us.started + 1, ..us }.is_alive());
+        // No process has an id above the kernel's limit (2^22).
+        assert_eq!(Task::of_pid(1 << 23), None);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Until it has answered `Restore` the target gives up by itself when anything goes wrong. After that only the source's
 //! journal knows the verdict: the target keeps the tasks stopped and asks, until it hears it or until the source cannot
-//! run any more ([`FENCE`]).
+//! run any more ([`Occasion::fences`]).
 
 use std::fs::{self, File};
 use std::io;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use spothop_criu::TcpMode;
 use spothop_criu::handoff::{Directory, Network, Report, RestoreRequest};
@@ -20,8 +21,9 @@ use tracing::{error, info, warn};
 use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
+use super::protocol::{self, Instance, Occasion, Return};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, MANUAL, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::capacity::Reservation;
 use crate::files::{self, Place, Target as Way, TreeName};
@@ -34,11 +36,11 @@ const START: Duration = Duration::from_secs(60);
 /// For CRIU to restore: a gigabyte a second, and more than that for a tree of thousands of tasks.
 const RESTORE: Duration = Duration::from_secs(300);
 
-/// The source is taken away at its deadline; this much later it cannot run any more, whatever its clock and ours say.
-///
-/// AWS takes an instance "two minutes after the notice", not before; both clocks are kept by the cloud's own NTP within
-/// milliseconds. Half a minute is for clouds that are late.
-const FENCE: Duration = Duration::from_secs(30);
+/// For a runtime that waits to say so again to a daemon that came back: it tries many times a second.
+const REPEAT: Duration = Duration::from_secs(2);
+
+/// Why a target gives up what the source keeps.
+const GOES_ON: &str = "the source goes on";
 
 /// Between two questions to a source that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -76,9 +78,9 @@ pub(super) async fn take(context: Arc<Context>, mut source: Conversation, offer:
             target.give_up(reason.clone()).await;
             // The source may be gone, which is then what went wrong.
             let _ = source.reply(&Answer::Failed { reason }).await;
-            Ok(())
         }
     }
+    Ok(())
 }
 
 impl Target {
@@ -301,17 +303,17 @@ impl Target {
     }
 
     /// The tasks are restored and stopped. Hears the verdict, and does as it says.
-    async fn await_verdict(self, source: Option<Conversation>) -> Result<(), Error> {
+    async fn await_verdict(self, source: Option<Conversation>) {
         let (verdict, source) = self.hear_verdict(source).await;
-        match self.track.decide(verdict, None).await? {
+        let reason = (verdict == Verdict::Abort).then(|| GOES_ON.to_owned());
+        match self.track.surely("deciding", || self.track.decide(verdict, reason.clone()).boxed()).await {
             Verdict::Commit => self.run_until_it_runs(source).await,
             Verdict::Abort => {
-                self.give_up("the source goes on".to_owned()).await;
+                self.give_up(GOES_ON.to_owned()).await;
                 if let Some(mut source) = source {
-                    // It knows already.
+                    // It asks again if it does not hear this.
                     let _ = source.reply(&Answer::Gone).await;
                 }
-                Ok(())
             }
         }
     }
@@ -328,19 +330,33 @@ impl Target {
             }
         }
         loop {
-            match self.ask_source().await {
+            match self.find_verdict().await {
                 Ok(Some(verdict)) => return (verdict, None),
                 Ok(None) => {}
                 Err(failure) => {
-                    info!(migration = %self.track.id, error = chain(&failure), "the source does not answer")
+                    warn!(migration = %self.track.id, error = chain(&failure), "the journal cannot be read; asking again");
                 }
-            }
-            if fenced(&self.offer.cause, self.offer.deadline, Timestamp::now()) {
-                error!(migration = %self.track.id, "the source is past its deadline and silent: the container runs here now");
-                return (Verdict::Commit, None);
             }
             sleep(ASK_AGAIN).await;
         }
+    }
+
+    async fn find_verdict(&self) -> Result<Option<Verdict>, Error> {
+        // Somebody resolves it, or the source asks us to let go of it.
+        if let Some(verdict) = self.track.verdict().await? {
+            return Ok(Some(verdict));
+        }
+        match self.ask_source().await {
+            Ok(Some(verdict)) => return Ok(Some(verdict)),
+            Ok(None) => {}
+            Err(failure) => info!(migration = %self.track.id, error = chain(&failure), "the source does not answer"),
+        }
+        let occasion = Occasion { cause: &self.offer.cause, deadline: self.offer.deadline };
+        if occasion.fences(Instance::Unknown, Timestamp::now()) {
+            error!(migration = %self.track.id, "the source is silent and cannot run any more: the container runs here now");
+            return Ok(Some(Verdict::Commit));
+        }
+        Ok(None)
     }
 
     async fn ask_source(&self) -> Result<Option<Verdict>, Error> {
@@ -354,7 +370,7 @@ impl Target {
     }
 
     /// COMMIT stands: nothing else may hold the memory of these tasks, so the target does not rest until they run.
-    async fn run_until_it_runs(mut self, mut source: Option<Conversation>) -> Result<(), Error> {
+    async fn run_until_it_runs(mut self, mut source: Option<Conversation>) {
         let mut pause = ASK_AGAIN;
         while let Err(failure) = self.run().await {
             error!(migration = %self.track.id, error = chain(&failure), "a committed container does not run yet; restoring it again");
@@ -364,35 +380,56 @@ impl Target {
             }
             sleep(pause).await;
             pause = (pause * 2).min(START);
-            self.start_again()?;
+            if let Err(failure) = self.start_again() {
+                error!(migration = %self.track.id, error = chain(&failure), "the restore cannot be prepared again");
+            }
         }
-        self.track.enter(Phase::Running).await?;
+        self.it_runs(source).await;
+    }
+
+    async fn it_runs(self, source: Option<Conversation>) {
+        self.track.surely("recording that it runs", || self.track.enter(Phase::Running).boxed()).await;
+        let _ = self.track.reach("running:reply");
         if let Some(mut source) = source {
             // It says COMMIT again if it does not hear this, and is answered from the journal.
             let _ = source.reply(&Answer::Running).await;
         }
-        self.clean_up().await
+        self.tidy_up().await;
+    }
+
+    /// Its memory went with this host's power after COMMIT, like that of every container here. It is started like them.
+    async fn start_anew(self) {
+        error!(migration = %self.track.id, "this host lost its power before the container ran; it is started from its files");
+        self.track.surely("starting the container", || self.try_start_anew().boxed()).await;
+        self.it_runs(None).await;
+    }
+
+    async fn try_start_anew(&self) -> Result<(), Error> {
+        let created = self.created.as_ref().ok_or(Error::NotCreated)?;
+        for (_, step) in self.track.unsettled().await? {
+            if let Step::Pending { marker } = step {
+                remove_marker(marker)?;
+            }
+        }
+        Ok(self.context.engine.start(&created.id).await?)
     }
 
     /// Lets the tasks run. The engine's own call ends after that; a daemon that came back has no such call to wait for.
     async fn run(&mut self) -> Result<(), Error> {
+        self.track.reach("run:before")?;
         let handoff = self.handoff.as_mut().ok_or(Error::NotCreated)?;
         handoff.run();
-        let starting = self.starting.take();
-        let running = timeout(START, async {
-            if let Some(starting) = starting {
-                return Ok(unpanicked(starting.await)?);
-            }
-            loop {
-                match handoff.report().await {
-                    Some(Report::Running) => return Ok(()),
-                    Some(Report::Failed { error }) => return Err(Error::Restore { reason: error }),
-                    Some(_) => {}
-                    None => return Err(Error::NotCreated),
-                }
-            }
-        });
-        running.await.unwrap_or(Err(Error::TimedOut { step: "letting the tasks run", limit: START }))
+        let running = match self.starting.take() {
+            Some(starting) => timeout(START, async { Ok(unpanicked(starting.await)?) }).await,
+            None => timeout(REPEAT, heard_to_run(handoff)).await,
+        };
+        match running {
+            Ok(done) => done?,
+            // The runtime's last word may have been for a daemon that did not live to hear it.
+            Err(_) if Directory::at(self.workspace.directory()).resumed() => {}
+            Err(_) => return Err(Error::TimedOut { step: "letting the tasks run", limit: START }),
+        }
+        Ok(self.track.reach("run:after")?)
     }
 
     /// The images are still whole, and no other copy of this memory is left: they are restored once more, whatever the tasks may
@@ -414,11 +451,18 @@ impl Target {
     }
 
     /// The container runs and is an ordinary one from now on.
-    async fn clean_up(self) -> Result<(), Error> {
-        let Some(created) = &self.created else { return Err(Error::NotCreated) };
+    async fn tidy_up(self) {
+        self.track.surely("tidying up", || self.try_tidy_up().boxed()).await;
+        self.track.finished(Outcome::Moved, None);
+    }
+
+    async fn try_tidy_up(&self) -> Result<(), Error> {
+        let created = self.created.as_ref().ok_or(Error::NotCreated)?;
         let policy = &self.offer.recipe.restart_policy;
-        if let Err(failure) = self.context.engine.resume_restarts(&created.id, policy).await {
-            warn!(migration = %self.track.id, error = chain(&failure), "the restart policy is still off; set it with docker update --restart");
+        self.context.engine.resume_restarts(&created.id, policy).await?;
+        if self.handoff.is_none() && !policy.is_no() {
+            // A power cut may have come before the policy was back. Nothing happens to a container that runs.
+            self.context.engine.start(&created.id).await?;
         }
         let volumes: Vec<_> = created.volumes.iter().map(|volume| volume.name.clone()).collect();
         let journal = Arc::clone(&self.context.journal);
@@ -433,9 +477,7 @@ impl Target {
             }
             self.track.settled(id).await?;
         }
-        self.track.enter(Phase::Cleaned).await?;
-        self.track.finished(Outcome::Moved, None);
-        Ok(())
+        self.track.enter(Phase::Cleaned).await
     }
 
     /// Before COMMIT: undoes everything.
@@ -453,6 +495,18 @@ impl Target {
     }
 }
 
+/// Waits for the runtime's word that the tasks run, as a daemon that came back hears it.
+async fn heard_to_run(handoff: &mut Handoff) -> Result<(), Error> {
+    loop {
+        match handoff.report().await {
+            Some(Report::Running) => return Ok(()),
+            Some(Report::Failed { error }) => return Err(Error::Restore { reason: error }),
+            Some(_) => {}
+            None => return Err(Error::NotCreated),
+        }
+    }
+}
+
 enum Heard {
     Wanted,
     Failed(String),
@@ -467,47 +521,46 @@ pub(super) fn tcp_mode(mode: Mode) -> TcpMode {
     }
 }
 
-/// Whether the source of a migration cannot run any more. Only a cloud takes hosts away: a deadline that somebody gave by hand
-/// (`spothop evacuate --in`) stops nothing, and a silent source may be running behind a broken link.
-fn fenced(cause: &str, deadline: Option<Timestamp>, now: Timestamp) -> bool {
-    cause != MANUAL
-        && deadline
-            .is_some_and(|deadline| Duration::try_from(now.duration_since(deadline)).is_ok_and(|past| past > FENCE))
+/// Decides ABORT on this side and undoes every step. What cannot be undone at once is tried again in the background.
+async fn undo(context: &Arc<Context>, track: &Track, reason: String) {
+    match try_undo(context, track, &reason).await {
+        Ok(()) => track.finished(Outcome::Aborted, Some(reason)),
+        Err(failure) => {
+            warn!(migration = %track.id, error = chain(&failure), "the aborted migration is not cleaned up yet");
+            let (context, track) = (Arc::clone(context), track.clone());
+            tokio::spawn(async move {
+                track.surely("undoing the migration", || try_undo(&context, &track, &reason).boxed()).await;
+                track.finished(Outcome::Aborted, Some(reason));
+            });
+        }
+    }
 }
 
-/// Decides ABORT on this side and undoes every step. What cannot be undone stays in the journal as unsettled.
-async fn undo(context: &Context, track: &Track, reason: String) {
-    let undone = async {
-        track.decide(Verdict::Abort, Some(reason.clone())).await?;
-        for (id, step) in track.unsettled().await? {
-            match step {
-                Step::Workspace { directory } => {
-                    let (workspace, state, id) =
-                        (Workspace::at(directory), context.state.clone(), track.id.to_string());
-                    let removed = spawn_blocking(move || {
-                        workspace.keep_logs(&state, &id);
-                        workspace.remove()
-                    });
-                    unpanicked(removed.await)?;
-                }
-                Step::Create { offer } => context.engine.discard(&offer.recipe, &offer.migration).await?,
-                Step::Pending { marker } => remove_marker(marker)?,
-                _ => {}
+async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), Error> {
+    track.decide(Verdict::Abort, Some(reason.to_owned())).await?;
+    for (id, step) in track.unsettled().await? {
+        match step {
+            Step::Workspace { directory } => {
+                let (workspace, state, id) = (Workspace::at(directory), context.state.clone(), track.id.to_string());
+                let removed = spawn_blocking(move || {
+                    workspace.keep_logs(&state, &id);
+                    workspace.remove()
+                });
+                unpanicked(removed.await)?;
             }
-            track.settled(id).await?;
+            Step::Create { offer } => context.engine.discard(&offer.recipe, &offer.migration).await?,
+            Step::Pending { marker } => remove_marker(marker)?,
+            _ => {}
         }
-        track.enter(Phase::Cleaned).await
-    };
-    if let Err(failure) = undone.await {
-        error!(migration = %track.id, error = chain(&failure), "the aborted migration was not cleaned up");
+        track.settled(id).await?;
     }
-    track.finished(Outcome::Aborted, Some(reason));
+    track.enter(Phase::Cleaned).await
 }
 
 /// Takes up a migration that a former daemon left behind.
 ///
 /// # Errors
-/// The journal's, the engine's, or that of the runtime directory.
+/// The journal's, or that of the runtime directory.
 pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Result<(), Error> {
     let track = context.track(&left.id, Side::Target, &left.container);
     let steps = track.unsettled().await?;
@@ -519,26 +572,26 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
         Step::Made { created } => Some(created.clone()),
         _ => None,
     });
-    let undecided = matches!(left.phase, Phase::Restored | Phase::Committed | Phase::Running);
-    let (Some(offer), Some(created), true) = (offer, created, undecided) else {
-        undo(&context, &track, Error::DaemonDied.to_string()).await;
-        return Ok(());
-    };
     let workspace = context.workspace(Side::Target, &left.id);
-    let handoff = Handoff::listen(&Directory::at(workspace.directory()))?;
+    let holds = workspace.directory().exists();
+    let (offer, must) = match (offer, protocol::returns(left.phase, track.verdict().await?, holds)) {
+        (Some(offer), must) if must != Return::GiveUp => (offer, must),
+        _ => {
+            undo(&context, &track, Error::DaemonDied.to_string()).await;
+            return Ok(());
+        }
+    };
+    let handoff = holds.then(|| Handoff::listen(&Directory::at(workspace.directory()))).transpose()?;
     // The container's memory is in use already; nothing more is promised.
     let room = context.capacity.reserve(&left.id, 0)?;
-    let target = Target {
-        context,
-        track,
-        offer,
-        workspace,
-        _room: room,
-        created: Some(created),
-        handoff: Some(handoff),
-        starting: None,
-    };
-    if left.phase == Phase::Running { target.clean_up().await } else { target.await_verdict(None).await }
+    let target = Target { context, track, offer, workspace, _room: room, created, handoff, starting: None };
+    match must {
+        Return::Wait => target.await_verdict(None).await,
+        Return::Run => target.run_until_it_runs(None).await,
+        Return::Start => target.start_anew().await,
+        Return::CleanUp | Return::GiveUp => target.tidy_up().await,
+    }
+    Ok(())
 }
 
 /// Keeps the wrapper from cold-starting the container; `/var/lib` survives a reboot, as the half-made container does.
@@ -563,20 +616,4 @@ fn write_request(directory: &Directory, request: &RestoreRequest) -> Result<(), 
         .map_err(io::Error::from)
         .and_then(|text| fs::write(&path, text))
         .map_err(|source| Error::File { action: "write", path, source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_clouds_deadline_long_past_fences_the_source() {
-        let deadline = Timestamp::from_second(1_700_000_000).unwrap();
-        let (notice, at) = ("aws:i-1:terminate", |after: Duration| deadline + after);
-        assert!(fenced(notice, Some(deadline), at(FENCE + Duration::from_millis(1))));
-        assert!(!fenced(notice, Some(deadline), at(FENCE)));
-        assert!(!fenced(notice, Some(deadline), deadline - FENCE));
-        assert!(!fenced(notice, None, at(FENCE * 100)));
-        assert!(!fenced(MANUAL, Some(deadline), at(FENCE * 100)));
-    }
 }

@@ -3,16 +3,19 @@
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use spothop_criu::failpoint::{self, Injected};
 use tokio::sync::broadcast;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::error::chain;
 use super::{Error, Phase, Side, Step, Verdict};
 use crate::api::{Event, EventKind, MigrationView, Outcome};
-use crate::journal::{Journal, JournalError, StepId};
+use crate::journal::{Journal, JournalError, Standing, StepId};
 use crate::orchestrator::OldCopy;
 
 /// Events that a slow watcher may lag behind before it loses some. A migration makes about ten a second.
@@ -20,6 +23,9 @@ const BACKLOG: usize = 4096;
 
 /// At most one progress event per this many milliseconds and transfer: enough for a smooth bar.
 const PROGRESS_EVERY_MS: u64 = 100;
+
+/// Between two attempts at what must be done, the first and the longest.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Where everything that happens to migrations is announced.
 #[derive(Debug, Clone)]
@@ -103,6 +109,45 @@ impl Track {
     /// The journal's.
     pub async fn verdict(&self) -> Result<Option<Verdict>, JournalError> {
         self.journal(Journal::verdict).await
+    }
+
+    /// How far it is and what is decided.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn standing(&self) -> Result<Standing, JournalError> {
+        self.journal(Journal::standing).await
+    }
+
+    /// At the source: takes over what the target has decided. Returns what stands.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn adopt(&self, targets: Verdict, reason: String) -> Result<Verdict, Error> {
+        let stands =
+            self.journal(move |journal, id, _| journal.adopt(id, targets, Some(&reason), Timestamp::now())).await?;
+        self.announce(EventKind::Phase { phase: stands.phase() });
+        Ok(stands)
+    }
+
+    /// Does what must be done sooner or later, and tries again until it is: a full disk or an engine that restarts is no reason to
+    /// leave a migration open.
+    pub async fn surely<'a, T>(
+        &self,
+        what: &'static str,
+        mut attempt: impl FnMut() -> BoxFuture<'a, Result<T, Error>> + Send,
+    ) -> T {
+        let (mut pause, longest) = AGAIN;
+        loop {
+            match attempt().await {
+                Ok(done) => return done,
+                Err(failure) => {
+                    warn!(migration = %self.id, side = %self.side, error = chain(&failure), "{what} failed; trying again");
+                }
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(longest);
+        }
     }
 
     /// The whole record.
