@@ -24,6 +24,7 @@ use crate::imds::Action;
 use crate::layout::Layout;
 use crate::redis::{data, live};
 use crate::state::{Engine, Power};
+use crate::switch::Direction;
 use crate::test_all;
 use crate::testbed::{Options, Testbed, down};
 use crate::workload::Workload;
@@ -71,14 +72,22 @@ enum Command {
     Cut {
         /// The host's name.
         host: String,
+        /// Which frames are lost, as the host sees it.
+        #[arg(long, value_enum, default_value_t)]
+        direction: Direction,
     },
-    /// Undo `cut`.
+    /// Undo every `cut` of a host.
     Heal {
         /// The host's name.
         host: String,
     },
     /// Take the power from a host: everything in it dies at once.
     PowerOff {
+        /// The host's name.
+        host: String,
+    },
+    /// Give a host its power back: it boots on the disks that it had.
+    PowerOn {
         /// The host's name.
         host: String,
     },
@@ -239,7 +248,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let (text, document) = match cli.command {
         Command::Up(up) => {
-            let options = Options { hosts: up.hosts, engine: up.engine, link_mbit: up.link_mbit, build: !up.no_build };
+            let options = Options {
+                hosts: up.hosts,
+                engine: up.engine,
+                link_mbit: up.link_mbit,
+                build: !up.no_build,
+                ..Options::default()
+            };
             let bed = Testbed::up(&program, Layout::new(name)?, &options, &say)?;
             show(&bed)?
         }
@@ -252,9 +267,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Client { command } => return Err(replace(open()?.client(command)?)),
         Command::Image { command } => image(&open()?, &command)?,
         Command::Notice(arguments) => notice(&open()?, &arguments)?,
-        Command::Cut { host } => {
-            open()?.cut(&host)?;
-            (format!("{host} is cut off"), json!({"host": host, "link": "cut"}))
+        Command::Cut { host, direction } => {
+            open()?.cut(&host, direction)?;
+            let text = match direction {
+                Direction::In => format!("nothing reaches {host}"),
+                Direction::Out => format!("nothing of {host} gets out"),
+                Direction::Both => format!("{host} is cut off"),
+            };
+            (text, json!({"host": host, "link": "cut", "direction": direction}))
         }
         Command::Heal { host } => {
             open()?.heal(&host)?;
@@ -263,6 +283,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::PowerOff { host } => {
             open()?.power_off(&host)?;
             (format!("{host} is off"), json!({"host": host, "power": Power::Off}))
+        }
+        Command::PowerOn { host } => {
+            open()?.power_on(&host)?;
+            (format!("{host} is on"), json!({"host": host, "power": Power::On}))
         }
         Command::Down => {
             down(&Layout::new(name)?)?;
