@@ -22,11 +22,14 @@ use crate::error::{Context, Error, Result};
 use crate::host;
 use crate::imds::Action;
 use crate::layout::Layout;
+use crate::machine::workspace;
 use crate::redis::{data, live};
 use crate::state::{Engine, Power};
 use crate::switch::Direction;
 use crate::test_all;
 use crate::testbed::{Options, Testbed, down};
+use crate::torture;
+use crate::torture::report::Report;
 use crate::workload::Workload;
 
 /// Test hosts on this machine: namespaces, systemd, Docker, a spot instance's metadata service, spothop.
@@ -101,6 +104,8 @@ enum Command {
     TestAll,
     /// Measure downtime and total time, beside Podman's checkpoint, copy and restore.
     BenchAll(BenchAll),
+    /// Move a Redis under load again and again while things go wrong, and check each time that it is neither lost nor doubled.
+    Torture(Torture),
     /// Show the main job: a spot notice, and Redis moves to another host under a live client.
     Demo {
         /// How much data Redis has, in MiB.
@@ -172,6 +177,31 @@ struct BenchAll {
     /// Directory that results.md and results.json are written to; target/bench if not given.
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Torture {
+    /// How many runs.
+    #[arg(long, default_value_t = 20)]
+    runs: u64,
+    /// What happens in each run follows from this and the run's number.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only the run of this number, to see it again.
+    #[arg(long, value_name = "I", conflicts_with_all = ["runs", "first"])]
+    at: Option<u64>,
+    /// Number of the first run.
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    first: u64,
+    /// Only combinations whose name contains this: part of a point, of a fault, or of 'source:frozen × kill'.
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// The table of all runs, JSON lines; target/torture/report-SEED.jsonl if not given.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Install spothop as it was built last.
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -305,6 +335,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
             )?;
             return Ok(ExitCode::SUCCESS);
         }
+        Command::Torture(arguments) => {
+            let layout = Layout::new(cli.name.as_deref().unwrap_or("torture"))?;
+            let report = torture(&program, &layout, arguments)?;
+            code = ExitCode::from(u8::from(report.wrong() > 0));
+            let document = json!({
+                "runs": report.lines().len(), "wrong": report.wrong(), "report": report.path, "lines": report.lines()
+            });
+            (report.summary(), document)
+        }
         Command::Demo { mib, no_build } => {
             let options = Options { build: !no_build, ..Options::default() };
             let layout = Layout::new(cli.name.as_deref().unwrap_or("demo"))?;
@@ -334,6 +373,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
         println!("{text}");
     }
     Ok(code)
+}
+
+fn torture(program: &std::path::Path, layout: &Layout, arguments: Torture) -> Result<Report> {
+    let Torture { runs, seed, at, first, only, report, no_build } = arguments;
+    let options = torture::Options {
+        runs: at.map_or(runs, |_| 1),
+        first: at.unwrap_or(first),
+        seed,
+        only,
+        report: report.unwrap_or_else(|| workspace().join(format!("target/torture/report-{seed}.jsonl"))),
+        build: !no_build,
+    };
+    torture::torture(program, layout, &options, &say)
 }
 
 /// What `redis-client` prints as soon as it is served; its report is the next and last line.

@@ -68,15 +68,27 @@ pub struct Report {
     pub unread: Option<String>,
 }
 
-/// The handle by which others stop a client.
+/// The handle by which others ask and stop a client.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
+pub struct Remote {
     flag: Arc<AtomicBool>,
+    longest_ms: Arc<Mutex<f64>>,
     /// The connection in use: shut down when the server does not answer.
     stream: Arc<Mutex<Option<TcpStream>>>,
 }
 
-impl Stop {
+impl Remote {
+    /// The longest time between one reply and the next since this was asked last, in milliseconds.
+    #[must_use]
+    pub fn take_longest_gap(&self) -> f64 {
+        std::mem::take(&mut *self.longest_ms.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_gap(&self, gap_ms: f64) {
+        let mut longest = self.longest_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        *longest = longest.max(gap_ms);
+    }
+
     /// Lets the client end after the reply that it waits for.
     pub fn stop(&self) {
         self.flag.store(true, Ordering::Relaxed);
@@ -99,7 +111,7 @@ impl Stop {
 ///
 /// # Errors
 /// Only before `started`; what goes wrong later is in the report.
-pub fn run(options: &Options, stop: &Stop, started: impl FnOnce()) -> Result<Report> {
+pub fn run(options: &Options, stop: &Remote, started: impl FnOnce()) -> Result<Report> {
     let mut client = Client::new(options, stop)?;
     for _ in 0..2 * KEYS {
         client.step()?;
@@ -107,6 +119,7 @@ pub fn run(options: &Options, stop: &Stop, started: impl FnOnce()) -> Result<Rep
     client.report.run_ids.0 = client.run_id()?;
     client.last_reply = Instant::now();
     client.report.longest_gap_ms = 0.0;
+    let _ = stop.take_longest_gap();
     started();
     while !stop.is_set() {
         if let Err(error) = client.step() {
@@ -119,7 +132,7 @@ pub fn run(options: &Options, stop: &Stop, started: impl FnOnce()) -> Result<Rep
 
 struct Client<'a> {
     options: &'a Options,
-    stop: &'a Stop,
+    stop: &'a Remote,
     /// None while there is none to be had.
     connection: Option<Connection>,
     /// Number of the next request; even ones write, odd ones read.
@@ -130,7 +143,7 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn new(options: &'a Options, stop: &'a Stop) -> Result<Self> {
+    fn new(options: &'a Options, stop: &'a Remote) -> Result<Self> {
         let mut client = Self {
             options,
             stop,
@@ -174,9 +187,10 @@ impl<'a> Client<'a> {
     fn call(&mut self, words: &[&[u8]]) -> Result<Reply> {
         match &mut self.connection {
             Some(connection) => connection.call(words),
-            None => {
-                Err(Error::RedisConnection { peer: self.options.server, source: std::io::ErrorKind::NotConnected.into() })
-            }
+            None => Err(Error::RedisConnection {
+                peer: self.options.server,
+                source: std::io::ErrorKind::NotConnected.into(),
+            }),
         }
     }
 
@@ -203,6 +217,7 @@ impl<'a> Client<'a> {
         self.next += 1;
         let now = Instant::now();
         let gap = (now - self.last_reply).as_secs_f64() * 1000.0;
+        self.stop.note_gap(gap);
         if gap > self.report.longest_gap_ms {
             self.report.longest_gap_ms = gap;
             self.report.longest_gap_at = Timestamp::now() - (now - self.last_reply);

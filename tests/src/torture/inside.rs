@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result, system};
+use crate::error::{Result, system};
 use crate::testbed::Testbed;
 
 /// The program that the container runs.
@@ -59,7 +59,7 @@ impl Inside {
     /// The host as it runs now.
     ///
     /// # Errors
-    /// [`Error::NoSuchHost`], [`Error::NoCgroup2`].
+    /// [`crate::Error::NoSuchHost`], [`crate::Error::NoCgroup2`].
     pub fn of(bed: &Testbed, host: &str) -> Result<Self> {
         let pid = bed.state().host(host)?.pid;
         let cgroup = Cgroup::at(&bed.layout().machine_root_cgroup(host))?.path().to_owned();
@@ -241,15 +241,9 @@ pub fn stopped(pid: i32) -> bool {
 /// The number of a namespace's file.
 ///
 /// # Errors
-/// [`Error::System`] when it is gone.
+/// [`crate::Error::System`] when it is gone.
 pub fn inode(path: &Path) -> Result<u64> {
     system("look at a namespace", nix::sys::stat::stat(path)).map(|stat| stat.st_ino)
-}
-
-impl From<&Inside> for String {
-    fn from(inside: &Inside) -> Self {
-        inside.host.clone()
-    }
 }
 
 #[cfg(test)]
