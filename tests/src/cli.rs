@@ -24,6 +24,7 @@ use crate::imds::Action;
 use crate::layout::Layout;
 use crate::machine::workspace;
 use crate::redis::{data, live};
+use crate::soak;
 use crate::state::{Engine, Power};
 use crate::switch::Direction;
 use crate::test_all;
@@ -106,6 +107,18 @@ enum Command {
     BenchAll(BenchAll),
     /// Move a Redis under load again and again while things go wrong, and check each time that it is neither lost nor doubled.
     Torture(Torture),
+    /// Move a Redis under load back and forth on one connection, and check that nothing is lost, reset or left, and nothing grows.
+    Soak {
+        /// How many moves.
+        #[arg(long, default_value_t = 100)]
+        hops: u64,
+        /// All figures, as JSON.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Install spothop as it was built last.
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Show the main job: a spot notice, and Redis moves to another host under a live client.
     Demo {
         /// How much data Redis has, in MiB.
@@ -343,6 +356,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 "runs": report.lines().len(), "wrong": report.wrong(), "report": report.path, "lines": report.lines()
             });
             (report.summary(), document)
+        }
+        Command::Soak { hops, report, no_build } => {
+            let layout = Layout::new(cli.name.as_deref().unwrap_or("soak"))?;
+            let outcome = soak::soak(&program, &layout, hops, !no_build, report, &say)?;
+            code = ExitCode::from(u8::from(!outcome.wrong.is_empty()));
+            let document = serde_json::to_value(&outcome)
+                .map_err(|source| Error::Json { what: "the outcome".to_owned(), source })?;
+            (outcome.text(), document)
         }
         Command::Demo { mib, no_build } => {
             let options = Options { build: !no_build, ..Options::default() };

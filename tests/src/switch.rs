@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
@@ -26,6 +28,9 @@ pub enum Direction {
 
 /// The bridge's name inside its namespace.
 const BRIDGE: &str = "br0";
+
+/// The kernel takes a namespace's links away in its own time, but not in more than this.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
 
 /// The switch of one testbed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,11 +106,19 @@ impl Switch {
     /// [`crate::Error::Command`] with the words of `ip`.
     pub fn unplug(&self, port: &str) -> Result<()> {
         let namespace = &self.namespace;
-        let there = run(&mut command("ip", ["-n", namespace, "-o", "link", "show"]))?;
+        // "7: a@if6: <BROADCAST,…": the names and nothing else.
         let name = format!(" {port}@");
-        // It may go away by itself between the question and the word.
-        if String::from_utf8_lossy(&there.stdout).contains(&name) {
-            let _ = ip(&format!("-n {namespace} link delete {port}"));
+        let is_there = || {
+            let all = run(&mut command("ip", ["-n", namespace, "-o", "link", "show"]))?;
+            Ok(String::from_utf8_lossy(&all.stdout).contains(&name))
+        };
+        // It may go away by itself between the question and the word, and is there for a moment while it does.
+        let end = Instant::now() + UNPLUG_LIMIT;
+        while is_there()? {
+            match ip(&format!("-n {namespace} link delete {port}")) {
+                Err(error) if Instant::now() > end => return Err(error),
+                _ => thread::sleep(Duration::from_millis(10)),
+            }
         }
         self.nft(&format!("add table netdev {port}; delete table netdev {port}"))
     }

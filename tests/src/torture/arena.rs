@@ -53,7 +53,8 @@ pub struct Arena {
 pub struct Client {
     /// How it is asked and stopped.
     pub remote: lasting::Remote,
-    thread: JoinHandle<Result<Result<lasting::Report>>>,
+    /// None once it is joined.
+    thread: Option<JoinHandle<Result<Result<lasting::Report>>>>,
 }
 
 impl Arena {
@@ -167,7 +168,7 @@ impl Arena {
                 })
             }
         })?;
-        let client = Client { remote, thread };
+        let client = Client { remote, thread: Some(thread) };
         match wait.recv_timeout(START) {
             Ok(()) => Ok(client),
             // It has ended without, and says why; or it hangs.
@@ -226,17 +227,27 @@ impl Arena {
 
 impl Client {
     /// Stops it; whether it had to be torn from a connection that said nothing any more, and what it has seen.
-    pub fn finish(self) -> (bool, Result<lasting::Report>) {
+    pub fn finish(mut self) -> (bool, Result<lasting::Report>) {
         self.remote.stop();
         let end = Instant::now() + LAST_REPLY;
-        while !self.thread.is_finished() && Instant::now() < end {
+        let ended = |client: &Self| client.thread.as_ref().is_none_or(JoinHandle::is_finished);
+        while !ended(&self) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10)); // a thread's end is no event that one can wait for with a limit
         }
-        let hung = !self.thread.is_finished();
+        let hung = !ended(&self);
         if hung {
             self.remote.hang_up();
         }
-        (hung, join(self.thread).and_then(|report| report))
+        let gone = || Error::Unexpected { what: "the client".to_owned(), text: "it has ended before".to_owned() };
+        let report = self.thread.take().ok_or_else(gone).and_then(join).and_then(|report| report);
+        (hung, report)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.remote.stop();
+        self.remote.hang_up();
     }
 }
 

@@ -78,5 +78,13 @@ fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> 
         arena.ready()?;
     }
     let evidence = options.report.with_extension(format!("run-{index}"));
-    run::run(arena, options.seed, index, &plan, &evidence)
+    match run::run(arena, options.seed, index, &plan, &evidence) {
+        Ok(line) => Ok(line),
+        // Not the product's failure: once more, on fresh hosts. A second time is one too many.
+        Err(error) => {
+            say(&format!("run {index} ({plan}) could not be done, and is done again: {error}"));
+            arena.renew(say)?;
+            run::run(arena, options.seed, index, &plan, &evidence)
+        }
+    }
 }

@@ -25,7 +25,7 @@ const LEAD: Duration = Duration::from_secs(120);
 /// A point that was not reached in this time will not be.
 const REACH: Duration = Duration::from_secs(30);
 /// A migration by notice is tried again until then; after that the notice is taken back.
-const EVACUATION: Duration = Duration::from_secs(20);
+const EVACUATION: Duration = Duration::from_secs(8);
 /// Whatever is not settled by now never will be.
 const SETTLE: Duration = Duration::from_secs(150);
 /// What was let go may take so long to be away.
@@ -135,7 +135,10 @@ impl<'a> Course<'a> {
     /// Waits for the moment, and does the fault. Returns when it is done, or when the moment has not come.
     fn disturb(&mut self, arena: &mut Arena) -> Result<()> {
         let held = match &self.plan.at {
-            None => return Ok(()),
+            None => {
+                (self.reached, self.done) = (true, Some(self.plan.fault.to_string()));
+                return Ok(());
+            }
             Some(At::Time(after)) => {
                 thread::sleep(after.saturating_sub(self.begun.elapsed()));
                 self.reached = true;
