@@ -22,10 +22,15 @@ use crate::error::{Context, Error, Result};
 use crate::host;
 use crate::imds::Action;
 use crate::layout::Layout;
+use crate::machine::workspace;
 use crate::redis::{data, live};
+use crate::soak;
 use crate::state::{Engine, Power};
+use crate::switch::Direction;
 use crate::test_all;
 use crate::testbed::{Options, Testbed, down};
+use crate::torture;
+use crate::torture::report::Report;
 use crate::workload::Workload;
 
 /// Test hosts on this machine: namespaces, systemd, Docker, a spot instance's metadata service, spothop.
@@ -71,14 +76,22 @@ enum Command {
     Cut {
         /// The host's name.
         host: String,
+        /// Which frames are lost, as the host sees it.
+        #[arg(long, value_enum, default_value_t)]
+        direction: Direction,
     },
-    /// Undo `cut`.
+    /// Undo every `cut` of a host.
     Heal {
         /// The host's name.
         host: String,
     },
     /// Take the power from a host: everything in it dies at once.
     PowerOff {
+        /// The host's name.
+        host: String,
+    },
+    /// Give a host its power back: it boots on the disks that it had.
+    PowerOn {
         /// The host's name.
         host: String,
     },
@@ -92,6 +105,20 @@ enum Command {
     TestAll,
     /// Measure downtime and total time, beside Podman's checkpoint, copy and restore.
     BenchAll(BenchAll),
+    /// Move a Redis under load again and again while things go wrong, and check each time that it is neither lost nor doubled.
+    Torture(Torture),
+    /// Move a Redis under load back and forth on one connection, and check that nothing is lost, reset or left, and nothing grows.
+    Soak {
+        /// How many moves.
+        #[arg(long, default_value_t = 100)]
+        hops: u64,
+        /// All figures, as JSON.
+        #[arg(long, value_name = "FILE")]
+        report: Option<PathBuf>,
+        /// Install spothop as it was built last.
+        #[arg(long)]
+        no_build: bool,
+    },
     /// Show the main job: a spot notice, and Redis moves to another host under a live client.
     Demo {
         /// How much data Redis has, in MiB.
@@ -163,6 +190,31 @@ struct BenchAll {
     /// Directory that results.md and results.json are written to; target/bench if not given.
     #[arg(long)]
     out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Torture {
+    /// How many runs.
+    #[arg(long, default_value_t = 20)]
+    runs: u64,
+    /// What happens in each run follows from this and the run's number.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only the run of this number, to see it again.
+    #[arg(long, value_name = "I", conflicts_with_all = ["runs", "first"])]
+    at: Option<u64>,
+    /// Number of the first run.
+    #[arg(long, value_name = "I", default_value_t = 0)]
+    first: u64,
+    /// Only combinations whose name contains this: part of a point, of a fault, or of 'source:frozen × kill'.
+    #[arg(long, value_name = "FILTER")]
+    only: Option<String>,
+    /// The table of all runs, JSON lines; target/torture/report-SEED.jsonl if not given.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Install spothop as it was built last.
+    #[arg(long)]
+    no_build: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -239,7 +291,13 @@ fn run(cli: Cli) -> Result<ExitCode> {
     let mut code = ExitCode::SUCCESS;
     let (text, document) = match cli.command {
         Command::Up(up) => {
-            let options = Options { hosts: up.hosts, engine: up.engine, link_mbit: up.link_mbit, build: !up.no_build };
+            let options = Options {
+                hosts: up.hosts,
+                engine: up.engine,
+                link_mbit: up.link_mbit,
+                build: !up.no_build,
+                ..Options::default()
+            };
             let bed = Testbed::up(&program, Layout::new(name)?, &options, &say)?;
             show(&bed)?
         }
@@ -252,9 +310,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Client { command } => return Err(replace(open()?.client(command)?)),
         Command::Image { command } => image(&open()?, &command)?,
         Command::Notice(arguments) => notice(&open()?, &arguments)?,
-        Command::Cut { host } => {
-            open()?.cut(&host)?;
-            (format!("{host} is cut off"), json!({"host": host, "link": "cut"}))
+        Command::Cut { host, direction } => {
+            open()?.cut(&host, direction)?;
+            let text = match direction {
+                Direction::In => format!("nothing reaches {host}"),
+                Direction::Out => format!("nothing of {host} gets out"),
+                Direction::Both => format!("{host} is cut off"),
+            };
+            (text, json!({"host": host, "link": "cut", "direction": direction}))
         }
         Command::Heal { host } => {
             open()?.heal(&host)?;
@@ -263,6 +326,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::PowerOff { host } => {
             open()?.power_off(&host)?;
             (format!("{host} is off"), json!({"host": host, "power": Power::Off}))
+        }
+        Command::PowerOn { host } => {
+            open()?.power_on(&host)?;
+            (format!("{host} is on"), json!({"host": host, "power": Power::On}))
         }
         Command::Down => {
             down(&Layout::new(name)?)?;
@@ -280,6 +347,23 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 &say,
             )?;
             return Ok(ExitCode::SUCCESS);
+        }
+        Command::Torture(arguments) => {
+            let layout = Layout::new(cli.name.as_deref().unwrap_or("torture"))?;
+            let report = torture(&program, &layout, arguments)?;
+            code = ExitCode::from(u8::from(report.wrong() > 0));
+            let document = json!({
+                "runs": report.lines().len(), "wrong": report.wrong(), "report": report.path, "lines": report.lines()
+            });
+            (report.summary(), document)
+        }
+        Command::Soak { hops, report, no_build } => {
+            let layout = Layout::new(cli.name.as_deref().unwrap_or("soak"))?;
+            let outcome = soak::soak(&program, &layout, hops, !no_build, report, &say)?;
+            code = ExitCode::from(u8::from(!outcome.wrong.is_empty()));
+            let document = serde_json::to_value(&outcome)
+                .map_err(|source| Error::Json { what: "the outcome".to_owned(), source })?;
+            (outcome.text(), document)
         }
         Command::Demo { mib, no_build } => {
             let options = Options { build: !no_build, ..Options::default() };
@@ -310,6 +394,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
         println!("{text}");
     }
     Ok(code)
+}
+
+fn torture(program: &std::path::Path, layout: &Layout, arguments: Torture) -> Result<Report> {
+    let Torture { runs, seed, at, first, only, report, no_build } = arguments;
+    let options = torture::Options {
+        runs: at.map_or(runs, |_| 1),
+        first: at.unwrap_or(first),
+        seed,
+        only,
+        report: report.unwrap_or_else(|| workspace().join(format!("target/torture/report-{seed}.jsonl"))),
+        build: !no_build,
+    };
+    torture::torture(program, layout, &options, &say)
 }
 
 /// What `redis-client` prints as soon as it is served; its report is the next and last line.

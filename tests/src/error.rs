@@ -72,6 +72,9 @@ pub enum Error {
     /// The host is powered off.
     #[error("host {0} is off")]
     HostOff(String),
+    /// The host has power already.
+    #[error("host {0} is on already")]
+    HostOn(String),
     /// An option that is planned and not made.
     #[error("{0} is not there yet")]
     NotYet(String),

@@ -143,6 +143,12 @@ impl Layout {
         self.data_dir().join(machine)
     }
 
+    /// What is /var/lib/spothop on one machine.
+    #[must_use]
+    pub fn state_disk(&self, machine: &str) -> PathBuf {
+        self.machine_data_dir(machine).join("spothop")
+    }
+
     /// The network namespace that is the switch.
     #[must_use]
     pub fn switch_namespace(&self) -> String {

@@ -4,7 +4,7 @@
 //! What is where: [`testbed`] is the whole; [`host`] one machine (namespaces, root, process 1); [`switch`] the network between
 //! them; [`cgroup`] how all of it is found and ended again; [`imds`] the metadata service; [`base`] the Debian root below all
 //! hosts; [`product`] spothop on them; [`image`] and [`workload`] container images; [`redis`] a live client, [`scenario`] it and a
-//! server; [`events`] what the daemon tells; [`state`] and [`layout`] what is kept where.
+//! server; [`events`] what the daemon tells; [`torture`] faults of all kinds, and a checker that believes nobody; [`soak`] many moves in a row; [`state`] and [`layout`] what is kept where.
 
 pub mod base;
 pub mod bench;
@@ -22,10 +22,12 @@ pub mod machine;
 pub mod product;
 pub mod redis;
 pub mod scenario;
+pub mod soak;
 pub mod state;
 pub mod switch;
 pub mod test_all;
 pub mod testbed;
+pub mod torture;
 pub mod workload;
 
 pub use error::{Error, Result};

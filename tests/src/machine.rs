@@ -7,11 +7,12 @@ use crate::command::{command, output, run, watch};
 use crate::error::{Error, Result};
 
 /// Programs that the testbed calls, and the Debian package of each.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 7] = [
     ("debootstrap", "debootstrap"),
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
     ("tc", "iproute2"),
+    ("nft", "nftables"),
     ("nsenter", "util-linux"),
     ("tar", "tar"),
 ];

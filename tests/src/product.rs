@@ -17,6 +17,12 @@ use crate::testbed::copy;
 /// The port of the daemons among each other.
 const PORT: u16 = 7077;
 
+/// Where spothop's programs look for the order to fail at some point, on every host; without the file nothing fails.
+pub const FAIL_POINT: &str = "/run/spothop/failpoint";
+
+/// Units whose processes reach fail points: the daemon, and the engine's, of which the runtime inherits its environment.
+const REACH_FAIL_POINTS: [&str; 3] = ["spothop.service", "docker.service", "containerd.service"];
+
 /// What its user would do next on each host; here it is done before the first boot, so that nothing has to be restarted.
 pub const SET_UP: &[&str] = &["/usr/bin/spothop", "setup", "docker"];
 
@@ -66,6 +72,10 @@ impl Product {
                 fs::create_dir_all(parent).on("make", parent)?;
             }
             symlink("/usr/lib/systemd/system/spothop.service", &wanted).on("enable the unit", &wanted)?;
+            for unit in REACH_FAIL_POINTS {
+                let drop_in = upper.join(format!("etc/systemd/system/{unit}.d/fail-points.conf"));
+                write(&drop_in, &format!("[Service]\nEnvironment=SPOTHOP_FAILPOINTS={FAIL_POINT}\n"))?;
+            }
             let etc = upper.join("etc/spothop");
             write(&etc.join("config.toml"), &configuration(spec, specs))?;
             run(self

@@ -2,16 +2,35 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
+use serde::{Deserialize, Serialize};
 
 use crate::base::remove_if_there;
 use crate::command::{command, ip, run};
 use crate::error::{Context, Result};
 use crate::layout::{Layout, NETNS};
 
+/// Which frames a cut takes, as the machine behind the port sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// Nothing arrives any more.
+    In,
+    /// Nothing gets out any more.
+    Out,
+    /// Nothing passes.
+    #[default]
+    Both,
+}
+
 /// The bridge's name inside its namespace.
 const BRIDGE: &str = "br0";
+
+/// The kernel takes a namespace's links away in its own time, but not in more than this.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(10);
 
 /// The switch of one testbed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,20 +73,54 @@ impl Switch {
         Ok(())
     }
 
-    /// Lets no frame through the port any more. The machine keeps its carrier, as when a switch further away has failed.
+    /// Lets no frame through the port any more, or none in one direction. The machine keeps its carrier, as when a switch further
+    /// away has failed. A later cut in another direction adds to it.
     ///
     /// # Errors
-    /// [`crate::Error::Command`] with the words of `bridge`.
-    pub fn cut(&self, port: &str) -> Result<()> {
-        self.set_port_state(port, "disabled")
+    /// [`crate::Error::Command`] with the words of `bridge` or `nft`.
+    pub fn cut(&self, port: &str, direction: Direction) -> Result<()> {
+        // What the port sends is what the machine gets.
+        let hook = match direction {
+            Direction::Both => return self.set_port_state(port, "disabled"),
+            Direction::In => "egress",
+            Direction::Out => "ingress",
+        };
+        let chain = format!("{{ type filter hook {hook} device \"{port}\" priority 0; policy drop; }}");
+        self.nft(&format!("add table netdev {port}; add chain netdev {port} {hook} {chain}"))
     }
 
-    /// Undoes [`Switch::cut`].
+    /// Undoes every [`Switch::cut`] of the port.
     ///
     /// # Errors
-    /// [`crate::Error::Command`] with the words of `bridge`.
+    /// [`crate::Error::Command`] with the words of `bridge` or `nft`.
     pub fn heal(&self, port: &str) -> Result<()> {
-        self.set_port_state(port, "forwarding")
+        self.set_port_state(port, "forwarding")?;
+        // Added first, because deleting what is not there is an error.
+        self.nft(&format!("add table netdev {port}; delete table netdev {port}"))
+    }
+
+    /// Takes a machine off the switch: the cable with both its ends. The kernel does the same after the machine's end, but in its
+    /// own time.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `ip`.
+    pub fn unplug(&self, port: &str) -> Result<()> {
+        let namespace = &self.namespace;
+        // "7: a@if6: <BROADCAST,…": the names and nothing else.
+        let name = format!(" {port}@");
+        let is_there = || {
+            let all = run(&mut command("ip", ["-n", namespace, "-o", "link", "show"]))?;
+            Ok(String::from_utf8_lossy(&all.stdout).contains(&name))
+        };
+        // It may go away by itself between the question and the word, and is there for a moment while it does.
+        let end = Instant::now() + UNPLUG_LIMIT;
+        while is_there()? {
+            match ip(&format!("-n {namespace} link delete {port}")) {
+                Err(error) if Instant::now() > end => return Err(error),
+                _ => thread::sleep(Duration::from_millis(10)),
+            }
+        }
+        self.nft(&format!("add table netdev {port}; delete table netdev {port}"))
     }
 
     /// Removes the switch with all its ports; nothing to do when it is not there.
@@ -85,6 +138,11 @@ impl Switch {
         }
         unmount_namespaces();
         Ok(())
+    }
+
+    fn nft(&self, commands: &str) -> Result<()> {
+        let namespace = format!("--net={}", self.layout.switch_namespace_file().display());
+        run(&mut command("nsenter", [&namespace, "nft", commands])).map(drop)
     }
 
     fn set_port_state(&self, port: &str, state: &str) -> Result<()> {

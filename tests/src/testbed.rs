@@ -1,18 +1,21 @@
 //! A whole testbed: brought up, used, taken down.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::geteuid;
 
 use crate::base::{self, remove_if_there};
 use crate::cgroup::Cgroup;
 use crate::command::run;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, system};
 use crate::host::{self, Role, Spec, root};
 use crate::imds::control::{Request, ask};
 use crate::imds::{Action, Instance, Notice};
@@ -23,7 +26,7 @@ use crate::layout::{
 use crate::machine;
 use crate::product::{Product, SET_UP};
 use crate::state::{Engine, Machine, Power, State};
-use crate::switch::Switch;
+use crate::switch::{Direction, Switch};
 
 /// What kind of testbed is wanted.
 #[derive(Debug, Clone)]
@@ -34,13 +37,15 @@ pub struct Options {
     pub engine: Engine,
     /// Rate of every host's port in each direction, in Mbit/s.
     pub link_mbit: Option<u32>,
+    /// Give /var/lib/spothop a file system of its own of so many MiB on every host, which can be filled; the host's disk otherwise.
+    pub state_mib: Option<u32>,
     /// Whether to build spothop first; otherwise what was built last is installed.
     pub build: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 2, engine: Engine::Docker, link_mbit: None, build: true }
+        Self { hosts: 2, engine: Engine::Docker, link_mbit: None, state_mib: None, build: true }
     }
 }
 
@@ -162,20 +167,29 @@ impl Testbed {
         ask(host, &self.layout.imds_socket(host), Request::Cancel)
     }
 
-    /// Cuts a host off the network.
+    /// Cuts a host off the network, or in one direction only.
     ///
     /// # Errors
-    /// [`Error::NoSuchHost`]; [`Error::Command`].
-    pub fn cut(&self, host: &str) -> Result<()> {
-        Switch::of(&self.layout).cut(&self.state.host(host)?.name)
+    /// [`Error::NoSuchHost`]; [`Error::HostOff`]; [`Error::Command`].
+    pub fn cut(&self, host: &str, direction: Direction) -> Result<()> {
+        Switch::of(&self.layout).cut(self.plugged(host)?, direction)
     }
 
-    /// Undoes [`Testbed::cut`].
+    /// Undoes every [`Testbed::cut`] of the host.
     ///
     /// # Errors
     /// Like [`Testbed::cut`].
     pub fn heal(&self, host: &str) -> Result<()> {
-        Switch::of(&self.layout).heal(&self.state.host(host)?.name)
+        Switch::of(&self.layout).heal(self.plugged(host)?)
+    }
+
+    /// The name of a host that is on, which is that of its port.
+    fn plugged(&self, host: &str) -> Result<&str> {
+        let machine = self.state.host(host)?;
+        match machine.power {
+            Power::On => Ok(&machine.name),
+            Power::Off => Err(Error::HostOff(host.to_owned())),
+        }
     }
 
     /// Takes the power from a host: not a packet leaves it any more, and all in it dies at once.
@@ -188,11 +202,56 @@ impl Testbed {
             return Err(Error::HostOff(host.to_owned()));
         }
         // First the network: dying processes close their connections, and a machine without power cannot say so.
-        self.cut(host)?;
+        self.cut(host, Direction::Both)?;
         machine.cgroup(&self.layout)?.destroy()?;
+        Switch::of(&self.layout).unplug(&machine.name)?;
+        self.replace(Machine { power: Power::Off, ..machine.clone() })
+    }
+
+    /// Gives a host its power back: it boots on the root that it had. What was on its disks is there, what was in memory is not.
+    /// Returns when it has booted.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchHost`]; [`Error::HostOn`]; [`Error::Boot`].
+    pub fn power_on(&mut self, host: &str) -> Result<()> {
+        if self.state.host(host)?.power == Power::On {
+            return Err(Error::HostOn(host.to_owned()));
+        }
+        let mut spec = Spec::load(&self.layout.spec_file(host))?;
+        if let Role::Host { set_up, .. } = &mut spec.role {
+            *set_up = None; // was done before its first boot
+        }
+        let machine = host::start(&self.program, spec)?.wait()?;
+        self.replace(machine)
+    }
+
+    /// Runs `f` in a thread on the client machine's network.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the client is gone. The thread's own is for whoever joins it.
+    pub fn on_client_network<T, F>(&self, f: F) -> Result<JoinHandle<Result<T>>>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let path = PathBuf::from(format!("/proc/{}/ns/net", self.state.client.pid));
+        let network = fs::File::open(&path).on("open", &path)?;
+        Ok(thread::spawn(move || {
+            system("enter the client's network", setns(network, CloneFlags::CLONE_NEWNET))?;
+            Ok(f())
+        }))
+    }
+
+    /// Where everything of this testbed is.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn replace(&mut self, fresh: Machine) -> Result<()> {
         for machine in &mut self.state.hosts {
-            if machine.name == host {
-                machine.power = Power::Off;
+            if machine.name == fresh.name {
+                *machine = fresh.clone();
             }
         }
         self.state.save(&self.layout)
@@ -226,10 +285,24 @@ pub fn down(layout: &Layout) -> Result<()> {
     }
     Cgroup::at(&layout.cgroup())?.destroy()?;
     Switch::of(layout).destroy()?;
+    unmount_below(&layout.data_dir())?;
     for directory in [layout.data_dir(), layout.run_dir()] {
         remove_if_there(&directory)?;
         // The directory that all testbeds share goes with the last of them.
         let _ = directory.parent().map(fs::remove_dir);
+    }
+    Ok(())
+}
+
+/// Takes off the file systems that hosts were given.
+fn unmount_below(directory: &Path) -> Result<()> {
+    let mountinfo = Path::new("/proc/self/mountinfo");
+    let mounts = fs::read_to_string(mountinfo).on("read", mountinfo)?;
+    // proc_pid_mountinfo(5): the fifth field; none of ours contains what would be escaped.
+    for at in mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new) {
+        if at.starts_with(directory) {
+            umount2(at, MntFlags::MNT_DETACH).on("unmount", at)?;
+        }
     }
     Ok(())
 }
@@ -272,6 +345,12 @@ fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &d
     };
     for spec in specs.iter().chain([&client]) {
         root::prepare(spec, options.hosts)?;
+        if let Some(mib) = options.state_mib {
+            let at = layout.state_disk(&spec.name);
+            let size = format!("size={mib}m,mode=0700");
+            mount(Some("state"), &at, Some("tmpfs"), MsFlags::empty(), Some(OsStr::new(&size)))
+                .on("mount a file system at", &at)?;
+        }
         let tool = layout.machine_data_dir(&spec.name).join("upper/usr/bin/testbed");
         copy(program, &tool)?;
     }

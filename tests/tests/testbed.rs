@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::Bed;
 use spothop_tests::command::output;
 use spothop_tests::imds::Action;
+use spothop_tests::switch::Direction;
 use spothop_tests::testbed::{Options, Testbed, down};
 use spothop_tests::workload::Workload;
 use spothop_tests::{Error, layout::Layout};
@@ -70,22 +71,63 @@ fn a_notice_is_told_on_both_addresses_and_can_be_taken_back() {
     assert!(metadata(&bed, "a", path).ends_with(" 404"));
 }
 
+/// Whether a ping from the client to a host is answered.
+fn reaches(bed: &Testbed, host: &str) -> bool {
+    let mut ping = bed.client(["ping", "-c1", "-W1", host]).expect("a client");
+    output(&mut ping).expect("ping runs").status.success()
+}
+
 #[test]
-fn a_host_can_be_cut_off_and_lose_its_power() {
-    let mut bed = Bed::up("e2e-power", &options());
-    let reaches = |bed: &Testbed, host: &str| {
-        let mut ping = bed.client(["ping", "-c1", "-W1", host]).expect("a client");
-        output(&mut ping).expect("ping runs").status.success()
+fn a_host_can_be_cut_off_in_one_direction_or_both() {
+    let bed = Bed::up("e2e-cut", &options());
+    let sent = |from: &str| -> u64 {
+        let file = format!("/sys/class/net/eth0/statistics/{from}_packets");
+        bed.output("a", ["cat", &file]).expect("a counter").parse().expect("a number")
     };
     assert!(reaches(&bed, "a"));
-    bed.cut("a").expect("cut");
-    assert!(!reaches(&bed, "a"));
-    bed.heal("a").expect("healed");
-    assert!(reaches(&bed, "a"));
+    for direction in [Direction::In, Direction::Out, Direction::Both] {
+        bed.cut("a", direction).expect("cut");
+        // Seen from the other side of the cut: the client's frames arrive only while the way in is open.
+        let before = sent("rx");
+        assert!(!reaches(&bed, "a"), "{direction:?}");
+        assert_eq!(sent("rx") > before, direction == Direction::Out, "{direction:?}");
+        bed.heal("a").expect("healed");
+        assert!(reaches(&bed, "a"), "{direction:?}");
+    }
+    assert!(reaches(&bed, "b"));
+}
+
+#[test]
+fn a_host_that_lost_its_power_boots_again_on_its_disks() {
+    let mut bed = Bed::up("e2e-power", &Options { state_mib: Some(8), ..options() });
+    assert!(matches!(bed.power_on("a"), Err(Error::HostOn(_))));
+    let write = "echo kept | tee /etc/kept /var/lib/kept /var/lib/spothop/kept /run/lost > /tmp/lost";
+    bed.output("a", ["sh", "-c", write]).expect("files");
+    bed.import_workload(Workload::Redis).expect("an image");
+    bed.output("a", ["docker", "run", "-d", "--name=r1", "--restart=always", "--network=lan", "redis"])
+        .expect("a container");
+
     bed.power_off("a").expect("off");
+
     assert!(!reaches(&bed, "a"));
     assert!(matches!(bed.exec("a", ["true"]), Err(Error::HostOff(_))));
+    assert!(matches!(bed.cut("a", Direction::Both), Err(Error::HostOff(_))));
     assert!(reaches(&bed, "b"));
+
+    bed.power_on("a").expect("on");
+
+    assert!(reaches(&bed, "a"));
+    assert_eq!(bed.output("a", ["systemctl", "is-system-running"]).expect("systemd answers"), "running");
+    let kept = bed.output("a", ["cat", "/etc/kept", "/var/lib/kept", "/var/lib/spothop/kept"]).expect("files");
+    assert_eq!(kept, "kept\nkept\nkept");
+    bed.output("a", ["sh", "-c", "! test -e /run/lost && ! test -e /tmp/lost"]).expect("a memory that is empty");
+    // The engine starts what its policy says.
+    let running = ["sh", "-c", "until docker inspect --format='{{.State.Running}}' r1 | grep true; do :; done"];
+    bed.output("a", running).expect("the container");
+    // And it can be done again.
+    bed.power_off("a").expect("off");
+    bed.power_on("a").expect("on");
+    assert!(reaches(&bed, "a"));
 }
 
 #[test]

@@ -118,7 +118,8 @@ pub fn start(program: &Path, spec: Spec) -> Result<Starting> {
     let spec_file = layout.spec_file(&spec.name);
     spec.save(&spec_file)?;
     let console = layout.console(&spec.name);
-    let log = fs::File::create(&console).on("create", &console)?;
+    // A machine that boots again goes on with its log.
+    let log = fs::File::options().create(true).append(true).open(&console).on("open", &console)?;
     // A session of its own, and a child of the machine's process 1 from the beginning: it outlives us, and others end it.
     let mut setsid = command("setsid", ["--fork"]);
     setsid.arg(program).arg("supervise").arg(&spec_file);

@@ -57,8 +57,8 @@ pub fn prepare(spec: &Spec, hosts: u8) -> Result<()> {
     write(&upper.join("etc/hosts"), &hosts_file(hosts))?;
     write(&upper.join("etc/machine-id"), &format!("{}\n", Uuid::now_v7().simple()))?;
     if matches!(spec.role, Role::Host { .. }) {
-        // Kept in memory only: nobody reads a test host's journal after its end.
-        write(&upper.join("etc/systemd/journald.conf.d/testbed.conf"), "[Journal]\nStorage=volatile\n")?;
+        // What was said before the power was lost is wanted after it.
+        write(&upper.join("etc/systemd/journald.conf.d/testbed.conf"), "[Journal]\nStorage=persistent\n")?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! can reconnect, retry or hide a reply.
 
 pub mod data;
+pub mod lasting;
 pub mod live;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -45,15 +46,31 @@ impl Connection {
     /// # Errors
     /// [`Error::RedisConnection`].
     pub fn open(peer: SocketAddr) -> Result<Self> {
+        Self::open_within(peer, PATIENCE, PATIENCE)
+    }
+
+    /// Connects in so much time to a server that may later be silent for so much.
+    ///
+    /// # Errors
+    /// [`Error::RedisConnection`].
+    pub fn open_within(peer: SocketAddr, connect: Duration, patience: Duration) -> Result<Self> {
         let open = || {
-            let stream = TcpStream::connect_timeout(&peer, PATIENCE)?;
+            let stream = TcpStream::connect_timeout(&peer, connect)?;
             stream.set_nodelay(true)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.set_write_timeout(Some(patience))?;
             Ok((BufReader::with_capacity(1 << 18, stream.try_clone()?), stream))
         };
         let (reader, writer) = open().map_err(|source| Error::RedisConnection { peer, source })?;
         Ok(Self { peer, reader, writer })
+    }
+
+    /// Another handle of the socket.
+    ///
+    /// # Errors
+    /// [`Error::RedisConnection`] when there are no more descriptors.
+    pub(crate) fn stream(&self) -> Result<TcpStream> {
+        self.writer.try_clone().map_err(|source| Error::RedisConnection { peer: self.peer, source })
     }
 
     /// Connects to a server that is just starting: tries until [`PATIENCE`] is over.

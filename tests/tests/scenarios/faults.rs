@@ -1,5 +1,7 @@
 //! Failures before COMMIT, of every kind: the container goes on at the source with its connection, and nothing is left behind.
 
+use spothop_tests::switch::Direction;
+
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::{ABORTED, DROP_INS, Scene};
 
@@ -89,7 +91,7 @@ pub(crate) fn a_target_cut_off_before_commit_leaves_the_container_where_it_was(s
     let (redis, client) = under_load(scene, MUCH);
     let mut moving = scene.begin("a", "r1", "b");
     moving.until("frozen");
-    scene.cut("b").expect("a cut");
+    scene.cut("b", Direction::Both).expect("a cut");
 
     let (code, said) = moving.end();
 

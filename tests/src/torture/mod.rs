@@ -1,0 +1,90 @@
+//! Torture: a container moves again and again, each time something goes wrong, and somebody who believes neither daemon looks
+//! whether the promises hold.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`plan`] | what happens in which run: a pure function of seed and index |
+//! | [`arena`] | two hosts, a client, and the server that moves |
+//! | [`fault`] | faults, done and undone |
+//! | [`run`] | one run: cause, point, fault, settling |
+//! | [`sampler`], [`check`] | the checker: what really runs, and what is left |
+//! | [`inside`] | how both look into a host |
+//! | [`report`] | the table of runs |
+
+pub mod arena;
+pub mod check;
+pub mod fault;
+pub mod inside;
+pub mod plan;
+pub mod report;
+pub mod run;
+pub mod sampler;
+
+use std::path::{Path, PathBuf};
+
+use self::arena::Arena;
+use self::plan::plan;
+use self::report::{Line, Report};
+use crate::error::{Error, Result};
+use crate::layout::Layout;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many runs.
+    pub runs: u64,
+    /// The first of them.
+    pub first: u64,
+    /// From which all of them follow.
+    pub seed: u64,
+    /// Only combinations whose name (`point × fault`) contains this.
+    pub only: Option<String>,
+    /// The table, one JSON object a line; what is kept of runs that went wrong lies beside it.
+    pub report: PathBuf,
+    /// Whether to build spothop first.
+    pub build: bool,
+}
+
+/// Brings a testbed up, does all runs, and takes it down. The table grows with every run. `say` hears how they end.
+///
+/// # Errors
+/// What keeps the testbed itself from working; violations are in the report.
+pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
+    let mut report = Report::create(&options.report, options.seed)?;
+    let mut arena = Arena::up(program, layout, options.build, say)?;
+    let result = (options.first..options.first + options.runs).try_for_each(|index| {
+        let line = one(&mut arena, options, index, say)?;
+        say(&line.text());
+        let wrong = !line.violations.is_empty();
+        report.add(line)?;
+        // Whatever is wrong now must not be the next run's.
+        if wrong { arena.renew(say) } else { Ok(()) }
+    });
+    let down = arena.down();
+    result.and(down)?;
+    Ok(report)
+}
+
+/// One run, on an arena that may have to be made anew before.
+fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> Result<Line> {
+    let plan = plan(options.seed, index, options.only.as_deref()).ok_or_else(|| Error::OutOfRange {
+        what: "--only",
+        value: options.only.clone().unwrap_or_default(),
+        allowed: "part of the name of at least one combination, such as source:frozen or 'power-off target'".to_owned(),
+    })?;
+    if let Err(error) = arena.ready() {
+        say(&format!("the testbed is made anew: {error}"));
+        arena.renew(say)?;
+        arena.ready()?;
+    }
+    let evidence = options.report.with_extension(format!("run-{index}"));
+    match run::run(arena, options.seed, index, &plan, &evidence) {
+        Ok(line) => Ok(line),
+        // Not the product's failure: once more, on fresh hosts. A second time is one too many.
+        Err(error) => {
+            say(&format!("run {index} ({plan}) could not be done, and is done again: {error}"));
+            arena.renew(say)?;
+            run::run(arena, options.seed, index, &plan, &evidence)
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! What happens in a run: a pure function of seed and index.
+//!
+//! All combinations that make sense are written down ([`cells`]), and shuffled by the seed. Runs go through them in that order, so
+//! that as many runs as there are combinations meet each of them once; the rest (durations, the cause) is drawn for every run.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::switch::Direction;
+
+/// The source or the target of a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Where the container runs when the migration begins.
+    Source,
+    /// The other one.
+    Target,
+}
+
+/// Why the container is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// `spothop migrate`.
+    Manual,
+    /// A cloud's notice.
+    Notice,
+}
+
+/// When the fault happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum At {
+    /// When one of spothop's programs comes to this point.
+    Point(String),
+    /// The same, in a migration that an injected error (at the first of the two) has made to fail before.
+    PointAfter(String, String),
+    /// So long after the beginning, wherever that is.
+    Time(Duration),
+}
+
+/// Whose death.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Victim {
+    /// spothop's daemon.
+    Daemon,
+    /// Every CRIU outside of the container.
+    Criu,
+    /// Every runc.
+    Runc,
+    /// Docker's daemon.
+    Dockerd,
+    /// The container's shim.
+    Shim,
+}
+
+/// How long a host is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Until {
+    /// So long.
+    Passed(Duration),
+    /// Until the command that began the migration has ended, or [`CLI_LIMIT`] has passed.
+    CliEnded,
+}
+
+/// The longest that a fault waits for the command line.
+pub const CLI_LIMIT: Duration = Duration::from_secs(20);
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "fault")]
+pub enum Fault {
+    /// Nothing: the migration must succeed.
+    Nothing,
+    /// The step at the point fails.
+    Error,
+    /// The program at the point is killed.
+    Kill,
+    /// The program at the point stands still for a while.
+    Stall {
+        /// For so long.
+        length: Duration,
+    },
+    /// Another program is killed while the one at the point stands still.
+    KillOther {
+        /// Where.
+        side: Side,
+        /// Which.
+        victim: Victim,
+    },
+    /// A host loses its power, and boots again after a while.
+    PowerOff {
+        /// Which.
+        side: Side,
+        /// After so long.
+        back_after: Duration,
+    },
+    /// A host is cut off the network.
+    Partition {
+        /// Which.
+        side: Side,
+        /// In which direction.
+        direction: Direction,
+        /// For how long.
+        until: Until,
+    },
+    /// The connections between the daemons are reset.
+    StreamCut,
+    /// Nothing can be written in /var/lib/spothop any more, for a while.
+    DiskFull {
+        /// Where.
+        side: Side,
+    },
+    /// Nothing can be written into the migration's tmpfs any more.
+    TmpfsFull {
+        /// Where.
+        side: Side,
+    },
+}
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// When; none for a migration that nothing disturbs.
+    pub at: Option<At>,
+    /// What.
+    pub fault: Fault,
+    /// Why the container is moved.
+    pub cause: Cause,
+}
+
+const PHASES: [&str; 7] = ["reserved", "prepared", "frozen", "transferred", "restored", "committed", "running"];
+
+const SOURCE_POINTS: [&str; 8] =
+    ["dump-held", "gate-opened", "memory:1", "memory:10", "memory:99", "hook:held", "hook:verdict", "cleaned"];
+
+const TARGET_POINTS: [&str; 18] = [
+    "memory:1",
+    "memory:10",
+    "memory:99",
+    "create:intent",
+    "create:done",
+    "wrapper:waiting",
+    "wrapper:restoring",
+    "wrapper:held",
+    "wrapper:handed-over",
+    "wrapper:attached",
+    "wrapper:go",
+    "wrapper:gone",
+    "hook:held",
+    "hook:go",
+    "run:before",
+    "run:after",
+    "running:reply",
+    "cleaned",
+];
+
+/// Points on the way to an abort: the error that leads there, and the point.
+const ABORTING: [(&str, &str); 8] = [
+    ("source:restored", "source:aborted"),
+    ("source:restored", "source:aborted:after"),
+    ("source:restored", "target:aborted"),
+    ("source:restored", "target:aborted:after"),
+    ("target:restored", "source:aborted"),
+    ("target:restored", "target:aborted"),
+    ("source:transferred", "source:cleaned"),
+    ("source:transferred", "target:cleaned"),
+];
+
+/// What can be done to a program at a point, or while it stands there.
+const FAULTS: [Word; 21] = [
+    Word::Error,
+    Word::Kill,
+    Word::Stall,
+    Word::KillOther(Victim::Daemon, Side::Source),
+    Word::KillOther(Victim::Daemon, Side::Target),
+    Word::KillOther(Victim::Criu, Side::Source),
+    Word::KillOther(Victim::Criu, Side::Target),
+    Word::KillOther(Victim::Runc, Side::Source),
+    Word::KillOther(Victim::Runc, Side::Target),
+    Word::KillOther(Victim::Dockerd, Side::Target),
+    Word::KillOther(Victim::Shim, Side::Target),
+    Word::PowerOff(Side::Source),
+    Word::PowerOff(Side::Target),
+    Word::Partition(Side::Source),
+    Word::Partition(Side::Target),
+    Word::OneWay(Side::Source, Direction::In),
+    Word::OneWay(Side::Source, Direction::Out),
+    Word::StreamCut,
+    Word::DiskFull(Side::Source),
+    Word::DiskFull(Side::Target),
+    Word::TmpfsFull,
+];
+
+/// What can be done at any moment, without a program that stands at a point.
+const TIMED: [Word; 10] = [
+    Word::KillOther(Victim::Daemon, Side::Source),
+    Word::KillOther(Victim::Daemon, Side::Target),
+    Word::KillOther(Victim::Criu, Side::Target),
+    Word::KillOther(Victim::Dockerd, Side::Source),
+    Word::PowerOff(Side::Source),
+    Word::PowerOff(Side::Target),
+    Word::Partition(Side::Source),
+    Word::OneWay(Side::Target, Direction::Out),
+    Word::OneWay(Side::Target, Direction::In),
+    Word::StreamCut,
+];
+
+/// A fault without its durations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Error,
+    Kill,
+    Stall,
+    KillOther(Victim, Side),
+    PowerOff(Side),
+    Partition(Side),
+    OneWay(Side, Direction),
+    StreamCut,
+    DiskFull(Side),
+    TmpfsFull,
+}
+
+/// A combination without its durations.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Cell {
+    at: Option<At>,
+    word: Option<Word>,
+}
+
+/// Run number `index` of those with this seed whose name contains `filter`; none when no combination's does.
+#[must_use]
+pub fn plan(seed: u64, index: u64, filter: Option<&str>) -> Option<Plan> {
+    let mut cells = cells();
+    cells.retain(|cell| filter.is_none_or(|filter| cell.to_string().contains(filter)));
+    let count = u64::try_from(cells.len()).unwrap_or(u64::MAX);
+    let round = index.checked_div(count)?;
+    let mut dice = Dice::of(&[seed, round]);
+    // Fisher and Yates.
+    for last in (1..cells.len()).rev() {
+        cells.swap(last, usize::try_from(dice.below(last as u64 + 1)).unwrap_or_default());
+    }
+    let cell = cells.swap_remove(usize::try_from(index % count).ok()?);
+    Some(cell.draw(&mut Dice::of(&[seed, index, 1])))
+}
+
+/// Every point of the matrix.
+#[must_use]
+pub fn points() -> Vec<String> {
+    let mut points = Vec::new();
+    for side in ["source", "target"] {
+        for phase in PHASES {
+            points.push(format!("{side}:{phase}"));
+            points.push(format!("{side}:{phase}:after"));
+        }
+    }
+    points.extend(SOURCE_POINTS.iter().map(|point| format!("source:{point}")));
+    points.extend(TARGET_POINTS.iter().map(|point| format!("target:{point}")));
+    points
+}
+
+fn cells() -> Vec<Cell> {
+    let mut cells = Vec::new();
+    let mut add = |at: &At, words: &[Word]| {
+        cells.extend(words.iter().map(|word| Cell { at: Some(at.clone()), word: Some(*word) }));
+    };
+    for point in points() {
+        add(&At::Point(point), &FAULTS);
+    }
+    for (first, point) in ABORTING {
+        let at = At::PointAfter(first.to_owned(), point.to_owned());
+        add(&at, &FAULTS[..3]);
+        add(&at, &[Word::PowerOff(Side::Source), Word::PowerOff(Side::Target), Word::Partition(Side::Target)]);
+    }
+    // The time itself is drawn; each comes several times.
+    for _ in 0..6 {
+        add(&At::Time(Duration::ZERO), &TIMED);
+    }
+    cells.extend(std::iter::repeat_n(Cell { at: None, word: None }, 10));
+    cells
+}
+
+impl Cell {
+    fn draw(self, dice: &mut Dice) -> Plan {
+        let at = match self.at {
+            Some(At::Time(_)) => Some(At::Time(Duration::from_millis(dice.below(1200)))),
+            at => at,
+        };
+        let cause = if dice.below(4) == 0 { Cause::Notice } else { Cause::Manual };
+        Plan { at, fault: self.word.map_or(Fault::Nothing, |word| word.draw(dice)), cause }
+    }
+}
+
+impl Word {
+    fn draw(self, dice: &mut Dice) -> Fault {
+        let mut between = |least: u64, most: u64| Duration::from_millis(least + dice.below(most - least + 1));
+        match self {
+            Self::Error => Fault::Error,
+            Self::Kill => Fault::Kill,
+            Self::Stall => Fault::Stall { length: between(500, 4000) },
+            Self::KillOther(victim, side) => Fault::KillOther { side, victim },
+            Self::PowerOff(side) => Fault::PowerOff { side, back_after: between(0, 3000) },
+            Self::Partition(side) => Fault::Partition { side, direction: Direction::Both, until: until(dice) },
+            Self::OneWay(side, direction) => Fault::Partition { side, direction, until: until(dice) },
+            Self::StreamCut => Fault::StreamCut,
+            Self::DiskFull(side) => Fault::DiskFull { side },
+            Self::TmpfsFull => Fault::TmpfsFull { side: if dice.below(2) == 0 { Side::Source } else { Side::Target } },
+        }
+    }
+}
+
+fn until(dice: &mut Dice) -> Until {
+    match dice.below(3) {
+        0 => Until::CliEnded,
+        _ => Until::Passed(Duration::from_millis(300 + dice.below(6000))),
+    }
+}
+
+/// Numbers that follow from a seed: SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+#[derive(Debug)]
+struct Dice(u64);
+
+impl Dice {
+    fn of(parts: &[u64]) -> Self {
+        let mut dice = Self(0);
+        for part in parts {
+            dice.0 ^= *part;
+            dice.0 = dice.next();
+        }
+        dice
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 to `limit` − 1; the tiny preference for small numbers does no harm here.
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+}
+
+impl Plan {
+    /// Whether the server may have been started anew: the fault may end the only copy of its memory, or the container itself.
+    #[must_use]
+    pub fn allows_restart(&self) -> bool {
+        match self.fault {
+            Fault::PowerOff { .. } => true,
+            // A killed daemon of spothop, by contrast, takes nothing with it.
+            Fault::KillOther { victim, .. } => victim != Victim::Daemon,
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        })
+    }
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Daemon => "daemon",
+            Self::Criu => "criu",
+            Self::Runc => "runc",
+            Self::Dockerd => "dockerd",
+            Self::Shim => "shim",
+        })
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Point(point) => f.write_str(point),
+            Self::PointAfter(first, point) => write!(f, "{point} (error at {first})"),
+            Self::Time(_) => f.write_str("any moment"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("nothing"),
+            Self::Error => f.write_str("error"),
+            Self::Kill => f.write_str("kill"),
+            Self::Stall { .. } => f.write_str("stall"),
+            Self::KillOther { side, victim } => write!(f, "kill {victim} of {side}"),
+            Self::PowerOff { side, .. } => write!(f, "power-off {side}"),
+            Self::Partition { side, direction: Direction::Both, .. } => write!(f, "cut {side}"),
+            Self::Partition { side, direction: Direction::In, .. } => write!(f, "cut {side} in"),
+            Self::Partition { side, direction: Direction::Out, .. } => write!(f, "cut {side} out"),
+            Self::StreamCut => f.write_str("stream cut"),
+            Self::DiskFull { side } => write!(f, "disk full at {side}"),
+            Self::TmpfsFull { side } => write!(f, "tmpfs full at {side}"),
+        }
+    }
+}
+
+impl fmt::Display for Cell {
+    /// What `--only` is compared with: `source:frozen × kill`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fault = self.word.map_or(Fault::Nothing, |word| word.draw(&mut Dice(0)));
+        match &self.at {
+            Some(at) => write!(f, "{at} × {fault}"),
+            None => write!(f, "undisturbed"),
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.at {
+            Some(at) => write!(f, "{at} × {}", self.fault),
+            None => f.write_str("undisturbed"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_run_follows_from_seed_and_index_alone() {
+        for index in [0, 7, 900] {
+            assert_eq!(plan(3, index, None), plan(3, index, None));
+        }
+        assert_ne!(
+            (0..20).map(|i| plan(3, i, None)).collect::<Vec<_>>(),
+            (0..20).map(|i| plan(4, i, None)).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn as_many_runs_as_there_are_combinations_meet_each_of_them() {
+        let count = cells().len() as u64;
+        let all: HashSet<String> =
+            cells().iter().map(ToString::to_string).filter(|name| !name.contains("tmpfs")).collect();
+        let met: HashSet<String> =
+            (0..count).filter_map(|index| plan(1, index, None)).map(|plan| plan.to_string()).collect();
+        assert!(all.is_subset(&met), "{:?}", all.difference(&met).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_filter_leaves_what_it_names_and_nothing_is_none() {
+        for index in 0..50 {
+            let drawn = plan(1, index, Some("source:frozen × kill")).unwrap();
+            assert!(drawn.to_string().starts_with("source:frozen × kill"), "{drawn}");
+        }
+        assert_eq!(plan(1, 0, Some("no such point")), None);
+    }
+
+    #[test]
+    fn only_what_ends_the_server_itself_excuses_a_start_from_the_disk() {
+        let allows = |fault| Plan { at: None, fault, cause: Cause::Manual }.allows_restart();
+        assert!(allows(Fault::PowerOff { side: Side::Source, back_after: Duration::ZERO }));
+        assert!(allows(Fault::KillOther { side: Side::Source, victim: Victim::Criu }));
+        assert!(!allows(Fault::KillOther { side: Side::Target, victim: Victim::Daemon }));
+        assert!(!allows(Fault::Kill));
+        assert!(!allows(Fault::StreamCut));
+    }
+}

@@ -1,0 +1,217 @@
+//! The table of runs: one JSON object a line, and a summary.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{At, Plan};
+use crate::error::{Context, Error, Result};
+
+/// Where the server is in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// At the target, with its memory.
+    Moved,
+    /// At the source, with its memory.
+    Stayed,
+    /// Somewhere, started anew from its volume.
+    Restarted,
+    /// Nowhere, or in two places.
+    Lost,
+}
+
+/// One run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    /// The seed.
+    pub seed: u64,
+    /// The run's number: with the seed it is all that there is to say about what was done.
+    pub index: u64,
+    /// What was to happen.
+    pub plan: Plan,
+    /// The source's name.
+    pub source: String,
+    /// Whether the point was reached.
+    pub reached: bool,
+    /// What was done there; none when there was nothing to do it to.
+    pub done: Option<String>,
+    /// How the command line ended; none for a notice.
+    pub cli: Option<String>,
+    /// Where the server is.
+    pub outcome: Outcome,
+    /// Whether the client's first connection lived.
+    pub kept: bool,
+    /// The longest time between two replies, in milliseconds.
+    pub gap_ms: f64,
+    /// From the last fault undone to the end of all migrations, in seconds.
+    pub settle_s: f64,
+    /// The whole run, in seconds.
+    pub total_s: f64,
+    /// Writes that the server had acknowledged.
+    pub acknowledged_writes: u64,
+    /// How often both hosts were looked at.
+    pub samples: u64,
+    /// The longest time between two looks, in milliseconds.
+    pub longest_look_ms: f64,
+    /// What must not be.
+    pub violations: Vec<String>,
+}
+
+impl Line {
+    /// It in one line of text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let outcome = serde_json::to_value(self.outcome).unwrap_or_default();
+        let mut text = format!(
+            "{:>4} {}→ {:<58} {:<9} {:<6} gap {:>7.0} ms  settled {:>5.1} s  {:>5.1} s  ",
+            self.index,
+            self.source,
+            format!("{}{}", self.plan, if self.done.is_some() { "" } else { " (missed)" }),
+            outcome.as_str().unwrap_or_default(),
+            if self.kept { "kept" } else { "reset" },
+            self.gap_ms,
+            self.settle_s,
+            self.total_s,
+        );
+        text.push_str(&if self.violations.is_empty() { "OK".to_owned() } else { self.violations.join("; ") });
+        text
+    }
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Report {
+    /// Where it is written.
+    pub path: PathBuf,
+    seed: u64,
+    lines: Vec<Line>,
+    file: File,
+}
+
+impl Report {
+    /// An empty one.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn create(path: &Path, seed: u64) -> Result<Self> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).on("make", directory)?;
+        }
+        let file = File::create(path).on("create", path)?;
+        Ok(Self { path: path.to_owned(), seed, lines: Vec::new(), file })
+    }
+
+    /// Adds a run, and writes it at once.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn add(&mut self, line: Line) -> Result<()> {
+        let text = serde_json::to_string(&line)
+            .map_err(|source| Error::Json { what: "a line of the report".to_owned(), source })?;
+        writeln!(self.file, "{text}").on("write", &self.path)?;
+        self.lines.push(line);
+        Ok(())
+    }
+
+    /// All runs.
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// How many runs broke a promise.
+    #[must_use]
+    pub fn wrong(&self) -> usize {
+        self.lines.iter().filter(|line| !line.violations.is_empty()).count()
+    }
+
+    /// Runs by point and by fault, how they ended, and what was wrong.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<52} {:>5} {:>6} {:>6} {:>9} {:>5} {:>6} {:>6}",
+            "", "runs", "moved", "stayed", "restarted", "reset", "missed", "wrong"
+        );
+        let mut by: [BTreeMap<String, Vec<&Line>>; 2] = Default::default();
+        for line in &self.lines {
+            let point = line.plan.at.as_ref().map_or_else(|| "undisturbed".to_owned(), At::to_string);
+            by[0].entry(point).or_default().push(line);
+            by[1].entry(line.plan.fault.to_string()).or_default().push(line);
+        }
+        for (title, groups) in ["by point", "by fault"].iter().zip(&by) {
+            let _ = writeln!(text, "{title}");
+            for (name, lines) in groups {
+                row(&mut text, &format!("  {name}"), lines);
+            }
+        }
+        row(&mut text, "all", &self.lines.iter().collect::<Vec<_>>());
+        let mut gaps: Vec<f64> = self.lines.iter().filter(|line| line.kept).map(|line| line.gap_ms).collect();
+        let _ = writeln!(text, "longest gaps where the connection lived: {}", distribution(&mut gaps));
+        let _ = writeln!(text, "seed {}; the table is in {}", self.seed, self.path.display());
+        for line in self.lines.iter().filter(|line| !line.violations.is_empty()) {
+            let _ = writeln!(
+                text,
+                "WRONG --seed {} --at {}: {}: {}",
+                line.seed,
+                line.index,
+                line.plan,
+                line.violations.join("; ")
+            );
+        }
+        text
+    }
+}
+
+fn row(text: &mut String, name: &str, lines: &[&Line]) {
+    let count = |what: &dyn Fn(&Line) -> bool| lines.iter().filter(|line| what(line)).count();
+    let _ = writeln!(
+        text,
+        "{name:<52} {:>5} {:>6} {:>6} {:>9} {:>5} {:>6} {:>6}",
+        lines.len(),
+        count(&|line| line.outcome == Outcome::Moved),
+        count(&|line| line.outcome == Outcome::Stayed),
+        count(&|line| line.outcome == Outcome::Restarted),
+        count(&|line| !line.kept),
+        count(&|line| line.done.is_none()),
+        count(&|line| !line.violations.is_empty()),
+    );
+}
+
+/// Least, median, 90 and 99 per cent, and most of some milliseconds.
+#[must_use]
+pub fn distribution(milliseconds: &mut [f64]) -> String {
+    milliseconds.sort_by(f64::total_cmp);
+    let Some(last) = milliseconds.len().checked_sub(1) else { return "none".to_owned() };
+    // The nearest rank.
+    let at = |percent: usize| milliseconds[(milliseconds.len() * percent).div_ceil(100).saturating_sub(1).min(last)];
+    format!(
+        "{} of them, min {:.0}, p50 {:.0}, p90 {:.0}, p99 {:.0}, max {:.0} ms",
+        milliseconds.len(),
+        at(0),
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distribution_is_told_by_nearest_ranks() {
+        let mut hundred: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!(distribution(&mut hundred), "100 of them, min 1, p50 50, p90 90, p99 99, max 100 ms");
+        assert_eq!(distribution(&mut [7.0]), "1 of them, min 7, p50 7, p90 7, p99 7, max 7 ms");
+        assert_eq!(distribution(&mut []), "none");
+    }
+}
