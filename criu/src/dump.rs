@@ -18,6 +18,7 @@ use std::process::Command;
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::TcpMode;
@@ -39,6 +40,9 @@ const DESCRIPTORS: &str = "descriptors.json";
 
 /// Locked in the work directory as long as runc runs.
 const LOCK: &str = "dump.lock";
+
+/// What is to be taken away should the process that made the checkpoint die; in the work directory.
+const REMAINS: &str = "remains.json";
 
 /// What `runc checkpoint` leaves in a container's state directory at `post-dump`, also when the tasks are resumed.
 const RUNC_MARKER: &str = "checkpoint";
@@ -153,14 +157,20 @@ impl Checkpoint {
         options.write(&ours, &criu_config::foreign_text(&target)).map_err(prepare(&ours))?;
         make_mount_target(&target).map_err(prepare(&target))?;
         let lock = lock(&self.work_dir)?;
+        let remains = Remains {
+            mount_target: target.clone(),
+            own_netns: state.netns_path.clone(),
+            marker: self.runtime_root.join(&self.container_id).join(RUNC_MARKER),
+        };
+        remains.note(&self.work_dir).map_err(prepare(&self.work_dir))?;
 
         let output = in_private_mount_namespace(|| {
             const NONE: Option<&str> = None;
             mount(Some(&ours), &target, NONE, MsFlags::MS_BIND, NONE).map_err(|e| prepare(&target)(e.into()))?;
             Ok(command::finish(self.command().stdin(lock))?)
         })?;
-        remove_own_mount_target(&target);
         let outcome = self.outcome(&output);
+        remains.clear(matches!(outcome, Ok(Outcome::Killed)));
         if let Err(DumpError::Died { .. }) = &outcome {
             // Best effort: whether the container lives on is not decided here.
             match repair::release(state.init_pid) {
@@ -170,14 +180,7 @@ impl Checkpoint {
                 }
             }
         }
-        let outcome = outcome?;
-        if outcome == Outcome::Killed {
-            // runc has forgotten the container, so nobody asks the wrapper to delete what it made for it.
-            if let Some(own) = state.netns_path.as_deref().and_then(OwnNetns::at) {
-                own.delete();
-            }
-        }
-        Ok(outcome)
+        outcome
     }
 
     fn options(&self, state: &RuntimeState) -> Options {
@@ -213,7 +216,7 @@ impl Checkpoint {
         }
         // runc writes its marker when CRIU says post-dump: with it, the failure is the script's answer.
         let marker = self.runtime_root.join(&self.container_id).join(RUNC_MARKER);
-        let held = fs::remove_file(&marker).is_ok();
+        let held = marker.exists();
         let log = self.work_dir.join("dump.log");
         if held && missing.is_none() {
             let resumed = log::tail(&log).is_ok_and(|text| text.contains(RESUMED));
@@ -240,6 +243,45 @@ pub fn wait_until_ended(work_dir: &Path) -> Result<(), DumpError> {
     match fs::File::open(&path).and_then(|lock| lock.lock()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(prepare(&path)(error)),
         _ => Ok(()),
+    }
+}
+
+/// Takes away what a checkpoint in `work_dir` that has ended left outside of it, if its own process did not live to do that. `gone`: the
+/// container has moved away, and is not resumed here.
+pub fn clear_remains(work_dir: &Path, gone: bool) {
+    if let Some(remains) = Remains::read(work_dir) {
+        remains.clear(gone);
+    }
+}
+
+/// What a checkpoint leaves outside of its work directory, noted there before it begins.
+#[derive(Debug, Serialize, Deserialize)]
+struct Remains {
+    /// What our configuration file was bound over.
+    mount_target: PathBuf,
+    /// The network namespace that the container has, if it has one by name.
+    own_netns: Option<PathBuf>,
+    /// runc's note that it has checkpointed the container.
+    marker: PathBuf,
+}
+
+impl Remains {
+    fn note(&self, work_dir: &Path) -> io::Result<()> {
+        fs::write(work_dir.join(REMAINS), serde_json::to_vec(self)?)
+    }
+
+    fn read(work_dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(work_dir.join(REMAINS)).ok()?).ok()
+    }
+
+    fn clear(&self, gone: bool) {
+        remove_own_mount_target(&self.mount_target);
+        // Left behind it would make a later failure look like one after the dump was whole.
+        let _ = fs::remove_file(&self.marker);
+        if gone && let Some(own) = self.own_netns.as_deref().and_then(OwnNetns::at) {
+            // runc has forgotten the container, so nobody asks the wrapper to delete what it made for it.
+            own.delete();
+        }
     }
 }
 
@@ -346,7 +388,6 @@ mod tests {
         fs::write(case.checkpoint.work_dir.join("dump.log"), "(00.1) Error (criu/cr-dump.c:1): Dumping FAILED.")
             .unwrap();
         assert_eq!(case.checkpoint.outcome(&exit(1)).unwrap(), Outcome::Resumed);
-        assert!(!case.checkpoint.runtime_root.join("c/checkpoint").exists());
     }
 
     #[test]
@@ -393,6 +434,21 @@ mod tests {
         drop(fs::File::options().write(true).open(&fifo).unwrap());
         wait_until_ended(work.path()).unwrap();
         orphan.wait().unwrap();
+    }
+
+    #[test]
+    fn what_a_dead_checkpoint_left_outside_is_known_and_goes() {
+        let scratch = tempfile::tempdir().unwrap();
+        let marker = scratch.path().join("checkpoint");
+        fs::write(&marker, "").unwrap();
+        let theirs = scratch.path().join("runc.conf");
+        fs::write(&theirs, "").unwrap();
+        let remains = Remains { mount_target: theirs.clone(), own_netns: None, marker: marker.clone() };
+        clear_remains(scratch.path(), true);
+        assert!(marker.exists());
+        remains.note(scratch.path()).unwrap();
+        clear_remains(scratch.path(), true);
+        assert!(!marker.exists() && theirs.exists());
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Ending {
 
     /// Takes away what is left here, in this order.
     async fn let_go(&self) -> Result<(), Error> {
-        self.checkpoint_ended().await?;
+        self.checkpoint_ended(true).await?;
         let steps = self.track.unsettled().await?;
         // CRIU resumes tasks when it fails late. They are still frozen by us, and must never run again.
         for (_, step) in &steps {
@@ -266,9 +266,14 @@ impl Ending {
     }
 
     /// Waits for a checkpoint that a former daemon began; one of our own has ended already.
-    async fn checkpoint_ended(&self) -> Result<(), Error> {
+    async fn checkpoint_ended(&self, gone: bool) -> Result<(), Error> {
         let workspace = self.context.workspace(Side::Source, &self.track.id);
-        Ok(unpanicked(spawn_blocking(move || dump::wait_until_ended(workspace.directory())).await)?)
+        let ended = spawn_blocking(move || {
+            dump::wait_until_ended(workspace.directory())?;
+            dump::clear_remains(workspace.directory(), gone);
+            Ok(())
+        });
+        unpanicked(ended.await)
     }
 
     async fn undo(&self, step: Step) -> Result<(), Error> {
@@ -276,7 +281,7 @@ impl Ending {
             Step::HoldRestarts { container, policy } => {
                 Ok(self.context.engine.resume_restarts(&container, &policy).await?)
             }
-            Step::Checkpoint => self.checkpoint_ended().await,
+            Step::Checkpoint => self.checkpoint_ended(false).await,
             blocking => {
                 let (state, id) = (self.context.state.clone(), self.track.id.to_string());
                 unpanicked(spawn_blocking(move || undo_blocking(blocking, &state, &id)).await)
