@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use nix::sys::statvfs::statvfs;
@@ -22,6 +23,8 @@ use crate::torture::sampler::{Sampler, Watch};
 
 /// Hops after which the first measurement is taken: by then every cache has been filled once on both hosts.
 const WARM_UP: u64 = 6;
+/// A client that hears nothing for so long has lost its server.
+const REPLY: Duration = Duration::from_secs(60);
 /// An allocator keeps what it had at its peak, and peaks differ a little.
 const SLACK_BYTES: u64 = 16 << 20;
 /// What tmpfs and descriptors may differ by: sockets that are just being closed, systemd's own files.
@@ -123,6 +126,11 @@ pub fn hop(arena: &Arena, hops: u64, say: &dyn Fn(&str)) -> Result<Outcome> {
             wrong.push(format!("hop {number} from {from} to {to}: {error}"));
             break;
         }
+        // The gap is over with the next reply.
+        let (before, end) = (client.remote.replies(), Instant::now() + REPLY);
+        while client.remote.replies() < before + 2 && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
         gaps_ms.push(client.remote.take_longest_gap());
         if number == measured.min(hops) {
             early = Some(measure(arena)?);
@@ -172,7 +180,7 @@ fn measure(arena: &Arena) -> Result<[Usage; 2]> {
         if leftovers(arena)?.is_empty() {
             break;
         }
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     Ok([usage(arena, HOSTS[0])?, usage(arena, HOSTS[1])?])
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,6 +73,7 @@ pub struct Report {
 pub struct Remote {
     flag: Arc<AtomicBool>,
     longest_ms: Arc<Mutex<f64>>,
+    replies: Arc<AtomicU64>,
     /// The connection in use: shut down when the server does not answer.
     stream: Arc<Mutex<Option<TcpStream>>>,
 }
@@ -84,9 +85,16 @@ impl Remote {
         std::mem::take(&mut *self.longest_ms.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How many requests were answered so far.
+    #[must_use]
+    pub fn replies(&self) -> u64 {
+        self.replies.load(Ordering::Relaxed)
+    }
+
     fn note_gap(&self, gap_ms: f64) {
         let mut longest = self.longest_ms.lock().unwrap_or_else(PoisonError::into_inner);
         *longest = longest.max(gap_ms);
+        self.replies.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets the client end after the reply that it waits for.

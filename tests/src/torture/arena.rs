@@ -217,6 +217,12 @@ impl Arena {
         fs::rename(&new, &file).on("name", &file)
     }
 
+    /// Takes an order back; false when somebody has taken it before.
+    #[must_use]
+    pub fn withdraw(&self, host: &str) -> bool {
+        Inside::of(&self.bed, host).is_ok_and(|inside| fs::remove_file(inside.path(FAIL_POINT)).is_ok())
+    }
+
     /// The process that has reached the point ordered on a host, as it knows itself.
     #[must_use]
     pub fn reached(&self, host: &str) -> Option<i32> {

@@ -61,6 +61,7 @@ pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(
         if wrong { arena.renew(say) } else { Ok(()) }
     });
     let down = arena.down();
+    report.close()?;
     result.and(down)?;
     Ok(report)
 }

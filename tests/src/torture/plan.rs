@@ -36,7 +36,7 @@ pub enum Cause {
 pub enum At {
     /// When one of spothop's programs comes to this point.
     Point(String),
-    /// The same, in a migration that an injected error (at the first of the two) has made to fail before.
+    /// The same, in a migration whose target has lost its daemon (when the source stood at the first of the two).
     PointAfter(String, String),
     /// So long after the beginning, wherever that is.
     Time(Duration),
@@ -160,14 +160,14 @@ const TARGET_POINTS: [&str; 18] = [
     "cleaned",
 ];
 
-/// Points on the way to an abort: the error that leads there, and the point.
+/// Points on the way to an abort: where the target's daemon is killed, and the point.
 const ABORTING: [(&str, &str); 8] = [
     ("source:restored", "source:aborted"),
     ("source:restored", "source:aborted:after"),
     ("source:restored", "target:aborted"),
     ("source:restored", "target:aborted:after"),
-    ("target:restored", "source:aborted"),
-    ("target:restored", "target:aborted"),
+    ("source:dump-held", "source:aborted"),
+    ("source:dump-held", "target:aborted"),
     ("source:transferred", "source:cleaned"),
     ("source:transferred", "target:cleaned"),
 ];
@@ -387,7 +387,7 @@ impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Point(point) => f.write_str(point),
-            Self::PointAfter(first, point) => write!(f, "{point} (error at {first})"),
+            Self::PointAfter(first, point) => write!(f, "{point} (aborted at {first})"),
             Self::Time(_) => f.write_str("any moment"),
         }
     }

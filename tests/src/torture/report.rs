@@ -118,6 +118,15 @@ impl Report {
         Ok(())
     }
 
+    /// Writes the summary beside the table, as text.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn close(&self) -> Result<()> {
+        let path = self.path.with_extension("txt");
+        fs::write(&path, self.summary()).on("write", &path)
+    }
+
     /// All runs.
     #[must_use]
     pub fn lines(&self) -> &[Line] {

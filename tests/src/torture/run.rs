@@ -13,7 +13,7 @@ use super::arena::{Arena, CONTAINER, HOSTS};
 use super::check::leftovers;
 use super::fault::{Pending, Roles, apply};
 use super::inside::{Inside, stopped};
-use super::plan::{At, Cause, Fault, Plan, Side};
+use super::plan::{At, Cause, Fault, Plan, Side, Victim};
 use super::report::{Line, Outcome};
 use super::sampler::{Sampler, Watch};
 use crate::error::{Context, Error, Result};
@@ -24,6 +24,8 @@ use crate::redis::lasting;
 const LEAD: Duration = Duration::from_secs(120);
 /// A point that was not reached in this time will not be.
 const REACH: Duration = Duration::from_secs(30);
+/// The other side is through with it so long after the command line has heard the end.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 /// A migration by notice is tried again until then; after that the notice is taken back.
 const EVACUATION: Duration = Duration::from_secs(8);
 /// Whatever is not settled by now never will be.
@@ -110,7 +112,7 @@ impl<'a> Course<'a> {
     fn begin(arena: &Arena, plan: &'a Plan, roles: Roles, index: u64) -> Result<Self> {
         match &plan.at {
             Some(At::Point(point)) => arena.order(host_of(roles, point), point, action(plan.fault))?,
-            Some(At::PointAfter(first, _)) => arena.order(host_of(roles, first), first, "error")?,
+            Some(At::PointAfter(first, _)) => arena.order(host_of(roles, first), first, "stop")?,
             Some(At::Time(_)) | None => {}
         }
         let said = arena.bed.layout().run_dir().join(format!("cli-{index}"));
@@ -150,10 +152,11 @@ impl<'a> Course<'a> {
                 self.stopped(arena, point, process)?
             }
             Some(At::PointAfter(first, point)) => {
-                if self.wait_for(arena, first).is_none() {
-                    return Ok(());
-                }
+                let Some(process) = self.wait_for(arena, first) else { return Ok(()) };
+                let held = self.hold(arena, first, process)?;
                 arena.order(host_of(self.roles, point), point, action(self.plan.fault))?;
+                // Without the target's daemon there is no commit.
+                apply(arena, self.roles, Fault::KillOther { side: Side::Target, victim: Victim::Daemon }, Some(held))?;
                 let Some(process) = self.wait_for(arena, point) else { return Ok(()) };
                 self.reached = true;
                 self.stopped(arena, point, process)?
@@ -166,25 +169,32 @@ impl<'a> Course<'a> {
     /// The process that reached the point, or none when the migration is over without.
     fn wait_for(&mut self, arena: &Arena, point: &str) -> Option<i32> {
         let host = host_of(self.roles, point);
-        let end = Instant::now() + REACH;
+        let mut end = Instant::now() + REACH;
         let mut look = Instant::now() + Duration::from_secs(1);
         while Instant::now() < end {
             if let Some(process) = arena.reached(host) {
                 return Some(process);
             }
             if self.cli_ended() {
-                // Whoever reached it in the last moment has said so by now.
-                return arena.reached(host);
+                end = end.min(Instant::now() + AFTERWARDS);
             }
             if self.cli.is_none() && Instant::now() > look {
                 look = Instant::now() + Duration::from_secs(1);
                 if moved(arena, self.roles) {
-                    return arena.reached(host);
+                    end = end.min(Instant::now() + AFTERWARDS);
                 }
             }
             thread::sleep(GLANCE);
         }
-        None
+        if arena.withdraw(host) {
+            return None;
+        }
+        // Taken in the last moment: that it was is said right after.
+        let end = Instant::now() + AFTERWARDS;
+        while Instant::now() < end && arena.reached(host).is_none() {
+            thread::sleep(GLANCE);
+        }
+        arena.reached(host)
     }
 
     /// The process at the point as it is known outside, once it stands still; none when it was not to.
@@ -192,11 +202,15 @@ impl<'a> Course<'a> {
         if action(self.plan.fault) != "stop" {
             return Ok(None);
         }
+        self.hold(arena, point, process).map(Some)
+    }
+
+    fn hold(&self, arena: &Arena, point: &str, process: i32) -> Result<i32> {
         let inside = Inside::of(&arena.bed, host_of(self.roles, point))?;
         let end = Instant::now() + Duration::from_secs(5);
         while Instant::now() < end {
             if let Some(pid) = inside.outer(process).filter(|pid| stopped(*pid)) {
-                return Ok(Some(pid));
+                return Ok(pid);
             }
             thread::sleep(GLANCE);
         }
@@ -430,10 +444,7 @@ fn keep(
     let cli = arena.bed.layout().run_dir().join(format!("cli-{}", line.index));
     put("command", &fs::read_to_string(cli).unwrap_or_default())?;
     for host in HOSTS {
-        let journal = format!(
-            "journalctl --no-pager --output=short-precise --since=@{} -u spothop -u docker -u containerd -t spothop-oci -t kernel",
-            since.as_second()
-        );
+        let journal = format!("journalctl --no-pager --output=short-precise --since=@{}", since.as_second());
         for (name, script) in [
             ("journal", journal.as_str()),
             ("history.json", "spothop history --json --limit 4"),
