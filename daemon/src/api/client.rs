@@ -18,8 +18,8 @@ use spothop_policy::Plan;
 use tokio::net::UnixStream;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, HostView, MigrateRequest, MigrationView, PlanRequest, Problem,
-    ProblemCode, Status,
+    Accepted, ContainerView, EvacuateRequest, Event, HostView, MigrateRequest, MigrationView, Open, PlanRequest,
+    Problem, ProblemCode, ResolveRequest, Runs, Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -157,6 +157,22 @@ impl Client {
     /// [`ClientError`].
     pub async fn migration(&self, id: &str) -> Result<MigrationView, ClientError> {
         self.get(&format!("/v1/migrations/{}", escape(id))).await
+    }
+
+    /// What is known about a migration that only a person can end.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the daemon refuses when there is nothing to resolve.
+    pub async fn resolution(&self, id: &str) -> Result<Open, ClientError> {
+        self.get(&format!("/v1/migrations/{}/resolution", escape(id))).await
+    }
+
+    /// Says where the container of such a migration runs.
+    ///
+    /// # Errors
+    /// [`ClientError`]; the daemon refuses while the other host answers.
+    pub async fn resolve(&self, id: &str, runs: Runs) -> Result<MigrationView, ClientError> {
+        self.post(&format!("/v1/migrations/{}/resolution", escape(id)), &ResolveRequest { runs }).await
     }
 
     /// The last `limit` migrations, newest first.

@@ -176,6 +176,50 @@ pub enum Outcome {
     Aborted,
 }
 
+/// A migration that only a person can end, and what is known about it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Open {
+    /// The record.
+    pub migration: MigrationView,
+    /// Where the container is, as far as this host knows.
+    pub known: String,
+    /// Why the other host cannot be asked; none if it answers, and then there is nothing to resolve.
+    pub unreachable: Option<String>,
+    /// When a cloud takes (or took) the source away, if it does.
+    pub source_taken_away: Option<Timestamp>,
+    /// What happens if the container is said to run on this host.
+    pub here: String,
+    /// What happens if it is said to run on the other one.
+    pub there: String,
+}
+
+/// Body of `POST /v1/migrations/{id}/resolution`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveRequest {
+    /// Where the container runs from now on.
+    pub runs: Runs,
+}
+
+/// One of the two hosts of a migration, as seen from this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runs {
+    /// This host.
+    Here,
+    /// The other one.
+    There,
+}
+
+impl std::fmt::Display for Runs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Here => "here",
+            Self::There => "on the other host",
+        })
+    }
+}
+
 /// Something happened to a migration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Event {

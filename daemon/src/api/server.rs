@@ -20,12 +20,13 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, MigrateRequest, MigrationView, Outcome,
-    PlanRequest, Problem, ProblemCode, Status,
+    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, MigrateRequest, MigrationView, Open, Outcome,
+    PlanRequest, Problem, ProblemCode, ResolveRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
 use crate::migration::evacuation::{self, Question};
+use crate::migration::resolve;
 use crate::migration::{Context, Error, MANUAL, Side, chain, unpanicked};
 use crate::orchestrator;
 
@@ -58,6 +59,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/plan", post(plan))
         .route("/v1/migrations", post(migrate))
         .route("/v1/migrations/{id}", get(migration))
+        .route("/v1/migrations/{id}/resolution", get(resolution).post(resolve))
         .route("/v1/evacuations", post(evacuate))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
@@ -82,7 +84,9 @@ impl From<Error> for Failure {
             Error::Engine(orchestrator::Error::NoContainer { .. }) | Error::UnknownPeer { .. } => {
                 (StatusCode::NOT_FOUND, ProblemCode::NotFound)
             }
-            Error::Engine(orchestrator::Error::NotRunning { .. }) => (StatusCode::CONFLICT, ProblemCode::Refused),
+            Error::Engine(orchestrator::Error::NotRunning { .. })
+            | Error::NotOpen { .. }
+            | Error::PeerAnswers { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
         };
         Self(status, problem(code, chain(&error)))
@@ -169,10 +173,30 @@ async fn evacuate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<A
 }
 
 async fn migration(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<MigrationView> {
-    find(&context, &id).await?.map(Json).ok_or_else(|| {
+    known(&context, &id).await.map(Json)
+}
+
+async fn known(context: &Context, id: &str) -> Result<MigrationView, Failure> {
+    find(context, id).await?.ok_or_else(|| {
         let message = format!("no migration {id} is known here; `spothop history` lists them");
         Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, message))
     })
+}
+
+async fn resolution(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<Open> {
+    let migration = known(&context, &id).await?;
+    Ok(Json(resolve::look(&context, migration).await?))
+}
+
+async fn resolve(
+    State(context): State<Arc<Context>>,
+    InPath(id): InPath<String>,
+    bytes: Bytes,
+) -> Answer<MigrationView> {
+    let ResolveRequest { runs } = body(&bytes)?;
+    let migration = known(&context, &id).await?;
+    resolve::resolve(&context, migration, runs).await?;
+    known(&context, &id).await.map(Json)
 }
 
 #[derive(Deserialize)]

@@ -72,6 +72,8 @@ pub enum Action {
     Status(StatusArgs),
     /// List past and running migrations, the newest first
     History(History),
+    /// Show or end a migration whose other host is gone for good
+    Resolve(Resolve),
     /// Check this host, its configuration, its certificates and its containers
     Doctor,
     /// Make the certificates by which hosts know each other
@@ -127,6 +129,19 @@ pub struct StatusArgs {
     /// Go on showing what happens: to that migration until it is finished, or to all without end
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// `spothop resolve`.
+#[derive(Debug, Args)]
+pub struct Resolve {
+    /// The migration's id
+    pub id: String,
+    /// The container runs on this host from now on; the other one is gone for good
+    #[arg(long, conflicts_with = "there")]
+    pub here: bool,
+    /// The container runs on the other host; this one lets go of it
+    #[arg(long)]
+    pub there: bool,
 }
 
 /// `spothop history`.

@@ -19,7 +19,9 @@ use spothop_policy::Plan;
 
 pub use self::exit::{CliError, Exit, render_error};
 use self::output::Output;
-use crate::api::{Accepted, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, PlanRequest};
+use crate::api::{
+    Accepted, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, PlanRequest, Runs,
+};
 use crate::config::Config;
 use crate::doctor;
 use crate::setup::docker;
@@ -61,6 +63,7 @@ pub async fn run(action: args::Action, global: &args::Global) -> Result<Exit, Cl
             let history = client.history(args.limit).await?;
             output.result(&history, || show::history(&history, &TimeZone::system())).map(|()| Exit::Ok)
         }
+        args::Action::Resolve(args) => resolve(&client, args, &mut output).await,
         args::Action::Doctor => {
             let report = doctor::examine(global.config.as_deref(), &client).await;
             output.result(&report, || report.to_string())?;
@@ -158,6 +161,24 @@ async fn status(client: &Client, args: args::StatusArgs, output: &mut Output) ->
     }
     output.result(&view, || show::migration(&view))?;
     Ok(end(&view))
+}
+
+/// Without an answer it only shows what is known, and what either answer would do.
+async fn resolve(client: &Client, args: args::Resolve, output: &mut Output) -> Result<Exit, CliError> {
+    let runs = match (args.here, args.there) {
+        (true, _) => Runs::Here,
+        (_, true) => Runs::There,
+        (false, false) => {
+            let open = client.resolution(&args.id).await?;
+            output.result(&open, || show::open(&open))?;
+            return Ok(Exit::Ok);
+        }
+    };
+    let view = client.resolve(&args.id, runs).await?;
+    follow::follow(client, std::slice::from_ref(&view.id), false, output).await?;
+    let view = client.migration(&view.id).await?;
+    output.result(&view, || show::migration(&view))?;
+    Ok(Exit::Ok)
 }
 
 /// The exit code that says how a migration ended; success for one that has not.

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay};
 
 use super::table::Table;
-use crate::api::{ContainerView, HostView, MigrationView, Outcome, Status};
+use crate::api::{ContainerView, HostView, MigrationView, Open, Outcome, Status};
 use crate::config::units::show_duration;
 use crate::migration::{Phase, Side};
 
@@ -212,6 +212,26 @@ pub(super) fn migration(migration: &MigrationView) -> String {
         }
     };
     out.push_str(&timeline(migration));
+    out
+}
+
+/// What is known about a migration that only a person can end.
+pub(super) fn open(open: &Open) -> String {
+    let MigrationView { id, peer, .. } = &open.migration;
+    let mut out = migration(&open.migration);
+    let _ = writeln!(out, "\n{}.", open.known);
+    let _ = match &open.unreachable {
+        Some(why) => writeln!(out, "{peer} does not answer: {why}"),
+        None => writeln!(out, "{peer} answers, so this ends by itself."),
+    };
+    if let Some(at) = open.source_taken_away {
+        let _ = writeln!(out, "The cloud takes the source away at {at}.");
+    }
+    if open.unreachable.is_some() {
+        let _ = writeln!(out, "\nOnly if {peer} never comes back:");
+        let _ = writeln!(out, "  spothop resolve {id} --here   {}", open.here);
+        let _ = writeln!(out, "  spothop resolve {id} --there  {}", open.there);
+    }
     out
 }
 

@@ -130,6 +130,26 @@ pub enum Error {
         /// Its name.
         container: String,
     },
+    /// Nothing is open that a person would have to decide.
+    #[error(
+        "migration {id} is {phase} on this host, its {side}: there is nothing to resolve; `spothop status {id}` shows how it goes on"
+    )]
+    NotOpen {
+        /// The migration.
+        id: String,
+        /// This host's side.
+        side: super::Side,
+        /// How far it is.
+        phase: super::Phase,
+    },
+    /// Two hosts that reach each other need nobody.
+    #[error("{peer} answers, so migration {id} ends by itself; `spothop status {id} --follow` shows how")]
+    PeerAnswers {
+        /// The migration.
+        id: String,
+        /// The other host.
+        peer: String,
+    },
     /// CRIU gave up before every task was in its images.
     #[error("CRIU let the tasks go on before the dump was whole")]
     NotHeld,

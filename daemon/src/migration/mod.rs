@@ -9,6 +9,7 @@
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace` | what all of them share |
+//! | `resolve` | a person's word for a migration whose other host is gone for good |
 //! | `evacuation` | several migrations, in the plan's order |
 //!
 //! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
@@ -26,6 +27,7 @@ pub mod message;
 pub mod peers;
 mod phase;
 pub mod protocol;
+pub mod resolve;
 mod source;
 mod step;
 mod target;

@@ -51,7 +51,8 @@ pub struct Occasion<'a> {
 impl Occasion<'_> {
     /// When a cloud takes the source away. Only a cloud takes hosts away: a deadline that somebody gave by hand (`spothop evacuate
     /// --in`) stops nothing, and a silent source may be running behind a broken link.
-    fn taken_away(&self) -> Option<Timestamp> {
+    #[must_use]
+    pub fn taken_away(&self) -> Option<Timestamp> {
         self.deadline.filter(|_| self.cause != MANUAL)
     }
 
