@@ -2,20 +2,18 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio, id};
+use std::process::{Child, id};
 
-use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::args::Invocation;
 use super::bundle::Bundle;
 use super::error::{OciError, file};
 use super::marker::Marker;
-use super::{gate, keeper, runtime, runtime_log};
+use super::{gate, keeper, remains, runtime, runtime_log};
 use crate::TcpMode;
 use crate::criu_config::{self, Options};
 use crate::failpoint;
@@ -72,7 +70,7 @@ fn hold(
         }
     }
 
-    clear_remains(invocation, request)?;
+    remains::clear(invocation, &request.runtime)?;
     failpoint::reach("target:wrapper:restoring")?;
     let mut keeper = spawn_restore(invocation, directory, request)?;
     let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
@@ -114,34 +112,6 @@ fn configure_criu(bundle: &mut Bundle, directory: &Directory, request: &RestoreR
     options.write(&ours, &criu_config::foreign_text(Path::new(theirs))).map_err(file("write", &ours))?;
     bundle.set_criu_config(&ours);
     Ok(())
-}
-
-/// A restore that was killed leaves its container in runc's state directory, and perhaps tasks. The engine calls `create` only for a
-/// container that does not run, so whatever is there goes.
-fn clear_remains(invocation: &Invocation, request: &RestoreRequest) -> Result<(), OciError> {
-    let state = Path::new(&invocation.root).join(&invocation.container);
-    if !state.exists() {
-        return Ok(());
-    }
-    let runtime = runtime::resolve(&request.runtime);
-    let mut delete = Command::new(&runtime);
-    delete.args(&invocation.globals).args(["delete", "--force"]).arg(&invocation.container).stdin(Stdio::null());
-    delete.output().map(drop).map_err(file("run", runtime))?;
-    // Without its state.json runc does not know the container. What is in the way still, the restore will say.
-    let _ = remove_state(&state);
-    Ok(())
-}
-
-/// Removes a state directory that runc has not finished: plain files, and the directory on which runc binds the root filesystem for
-/// CRIU (runc, `libcontainer/criu_linux.go`, `criu-root`). Never recursively: as long as that is mounted, it is the container's files.
-fn remove_state(state: &Path) -> io::Result<()> {
-    let root = state.join("criu-root");
-    while umount2(&root, MntFlags::MNT_DETACH).is_ok() {}
-    for entry in state.read_dir()? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() { fs::remove_dir(entry.path())? } else { fs::remove_file(entry.path())? }
-    }
-    fs::remove_dir(state)
 }
 
 fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &RestoreRequest) -> Result<Child, OciError> {
@@ -297,21 +267,6 @@ mod tests {
         assert!(text.contains("Can't bind inet socket"), "{text}");
         fs::remove_file(directory.work().join("restore.log")).unwrap();
         assert_eq!(failure(&ordinary(), &directory).to_string(), "restore failed: runtime: exit status: 1");
-    }
-
-    #[test]
-    fn an_unfinished_state_goes_but_never_the_files_of_a_root_filesystem() {
-        let scratch = tempfile::tempdir().unwrap();
-        let state = scratch.path().join("c1");
-        fs::create_dir_all(state.join("criu-root")).unwrap();
-        fs::write(state.join("spothop.json"), "{}").unwrap();
-        remove_state(&state).unwrap();
-        assert!(!state.exists());
-
-        fs::create_dir_all(state.join("criu-root")).unwrap();
-        fs::write(state.join("criu-root/precious"), "").unwrap();
-        remove_state(&state).unwrap_err();
-        assert!(state.join("criu-root/precious").exists());
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod error;
 mod gate;
 mod keeper;
 mod marker;
+mod remains;
 mod runtime;
 mod runtime_log;
 mod start;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::args::Invocation;
 use super::error::{OciError, file};
 use super::marker::Marker;
-use super::{Handled, create, gate, keeper, runtime};
+use super::{Handled, create, gate, keeper, remains, runtime};
 use crate::failpoint;
 use crate::handoff::{Client, Directory, Report, Verdict};
 use crate::netns::{NetnsError, Opening, OwnNetns};
@@ -93,8 +93,9 @@ fn abandon(marker: &Marker, directory: &Directory) {
     }
 }
 
-/// runc's `delete`, and then the network namespace that was made for the container.
+/// runc's `delete`, without the container's files, and then the network namespace that was made for the container.
 pub(super) fn delete(invocation: &Invocation, arguments: &[OsString]) -> Result<Handled, OciError> {
+    remains::detach_root(invocation);
     let Some(name) = Marker::read(invocation).and_then(|marker| marker.own_netns) else { return Ok(Handled::Ordinary) };
     let runtime = runtime::resolve("runc".as_ref());
     let status = Command::new(&runtime).args(arguments).status().map_err(file("run", runtime))?;

@@ -82,6 +82,14 @@ pub enum JournalError {
         /// The side asked for.
         side: Side,
     },
+    /// A migration of this id was begun before.
+    #[error("the journal knows migration {id} with this host as {side} already; a migration is begun once")]
+    Known {
+        /// The migration.
+        id: String,
+        /// Which side.
+        side: Side,
+    },
     /// The protocol forbids this order.
     #[error("migration {id} ({side}) is {before}, so it cannot become {after}")]
     IllegalOrder {
@@ -138,10 +146,10 @@ impl Journal {
         Ok(Self { path: path.to_owned(), connection: Mutex::new(schema::open(path)?) })
     }
 
-    /// Writes down a new migration in [`Phase::Planned`]. Doing it again changes nothing.
+    /// Writes down a new migration in [`Phase::Planned`].
     ///
     /// # Errors
-    /// The database failed.
+    /// This side of it is known already, or the database failed.
     pub fn begin(&self, new: &NewMigration, at: Timestamp) -> Result<(), JournalError> {
         self.transact("began a migration", |tx| {
             let added = tx.execute(
@@ -158,11 +166,12 @@ impl Journal {
                     Phase::Planned.to_string()
                 ],
             )?;
-            if added == 1 {
-                note_phase(tx, &new.id, new.side, Phase::Planned, at)?;
+            if added == 0 {
+                return Ok(Err(JournalError::Known { id: new.id.clone(), side: new.side }));
             }
-            Ok(())
-        })
+            note_phase(tx, &new.id, new.side, Phase::Planned, at)?;
+            Ok(Ok(()))
+        })?
     }
 
     /// Records that a phase was entered.
@@ -303,13 +312,24 @@ impl Journal {
     /// # Errors
     /// The database failed, or a step comes from another version.
     pub fn unsettled(&self, id: &str, side: Side) -> Result<Vec<(StepId, Step)>, JournalError> {
+        self.select_steps(id, side, "AND settled_at IS NULL")
+    }
+
+    /// Every side effect of a migration, settled or not, the latest first.
+    ///
+    /// # Errors
+    /// As [`Journal::unsettled`].
+    pub fn steps(&self, id: &str, side: Side) -> Result<Vec<Step>, JournalError> {
+        Ok(self.select_steps(id, side, "")?.into_iter().map(|(_, step)| step).collect())
+    }
+
+    fn select_steps(&self, id: &str, side: Side, which: &str) -> Result<Vec<(StepId, Step)>, JournalError> {
+        let sql =
+            format!("SELECT number, step FROM step WHERE migration = ?1 AND side = ?2 {which} ORDER BY number DESC");
         let rows: Vec<(i64, String)> = self.read("read its steps", |c| {
-            c.prepare_cached(
-                "SELECT number, step FROM step
-                 WHERE migration = ?1 AND side = ?2 AND settled_at IS NULL ORDER BY number DESC",
-            )?
-            .query_map(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?
-            .collect()
+            c.prepare_cached(&sql)?
+                .query_map(params![id, side.to_string()], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
         })?;
         rows.into_iter()
             .map(|(number, json)| match Step::from_json(&json) {

@@ -122,7 +122,8 @@ fn commit_is_refused_before_the_target_has_restored() {
 fn phases_keep_their_order_and_their_times() {
     let (_directory, journal) = journal();
     begin(&journal, Side::Source);
-    begin(&journal, Side::Source);
+    let again = journal.begin(&new(Side::Source), at(1));
+    assert!(matches!(again, Err(JournalError::Known { .. })), "{again:?}");
     let skipped = journal.enter("m1", Side::Source, Phase::Frozen, at(1));
     assert!(matches!(skipped, Err(JournalError::IllegalOrder { .. })));
     let by_hand = journal.enter("m1", Side::Source, Phase::Aborted, at(1));

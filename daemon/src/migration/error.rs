@@ -150,6 +150,14 @@ pub enum Error {
         /// The other host.
         peer: String,
     },
+    /// A host asks about what two others have between them.
+    #[error("migration {migration} is none of {peer}'s")]
+    NotYours {
+        /// Who asks.
+        peer: String,
+        /// About what.
+        migration: String,
+    },
     /// CRIU gave up before every task was in its images.
     #[error("CRIU let the tasks go on before the dump was whole")]
     NotHeld,

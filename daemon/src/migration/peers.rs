@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::error::chain;
 use super::message::{Answer, Request};
-use super::{Context, Conversation, Error, Phase, Side, Verdict, target};
+use super::{Context, Conversation, Error, Phase, Side, Track, Verdict, target};
 
 /// For a target to run what a source says (again) is committed.
 const RUN: Duration = Duration::from_secs(50);
@@ -34,6 +34,7 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
         warn!("refused: {stranger}");
         return peer.reply(&Answer::Failed { reason: stranger.to_string() }).await;
     }
+    let name = peer.peer().to_owned();
     while let Some(request) = peer.hear().await? {
         let answer = match request {
             Request::Offer(offer) => return target::take(context, peer, *offer).await,
@@ -47,10 +48,13 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
                     .map_err(Error::from)
             }
             Request::Ask { migration } => {
-                let track = context.track(&migration, Side::Source, "");
-                track.verdict().await.map(|verdict| Answer::Verdict { verdict }).map_err(Error::from)
+                let track = of_peer(&context, &name, Side::Source, &migration).await;
+                async { Ok(Answer::Verdict { verdict: track?.verdict().await? }) }.await
             }
-            Request::Decided { migration, verdict, .. } => confirm(&context, &migration, verdict).await,
+            Request::Decided { migration, verdict, .. } => {
+                let track = of_peer(&context, &name, Side::Target, &migration).await;
+                async { confirm(&context, &track?, verdict).await }.await
+            }
             _ => Err(peer.out_of_turn("a step without an offer")),
         };
         peer.reply(&answer.unwrap_or_else(|failure| Answer::Failed { reason: chain(&failure) })).await?;
@@ -58,10 +62,18 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
     Ok(())
 }
 
+/// The handle on a migration of ours with this very peer.
+async fn of_peer(context: &Context, peer: &str, side: Side, migration: &str) -> Result<Track, Error> {
+    let record = context.track(migration, side, "").record().await?;
+    if record.peer != peer {
+        return Err(Error::NotYours { peer: peer.to_owned(), migration: migration.to_owned() });
+    }
+    Ok(context.track(migration, side, &record.container))
+}
+
 /// A source tells its verdict in a session of its own, because the first one broke, and hears what stands in our journal. The
 /// migration's own task hears of a COMMIT by asking; here we only wait until it has acted.
-async fn confirm(context: &Context, migration: &str, verdict: Verdict) -> Result<Answer, Error> {
-    let track = context.track(migration, Side::Target, "");
+async fn confirm(context: &Context, track: &Track, verdict: Verdict) -> Result<Answer, Error> {
     let mut events = context.events.watch();
     if verdict == Verdict::Abort {
         track.decide(Verdict::Abort, Some("the source goes on".to_owned())).await?;

@@ -18,13 +18,16 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{MANUAL, Phase, Verdict};
+use super::{Phase, Verdict};
 
 /// The source is taken away at its deadline; this much later it cannot run any more, whatever its clock and ours say.
 ///
 /// AWS takes an instance "two minutes after the notice", not before; both clocks are kept by the cloud's own NTP within
 /// milliseconds. Half a minute is for clouds that are late.
 pub const FENCE: Duration = Duration::from_secs(30);
+
+/// How the ids of notices end that take a host away for good ([`crate::notice::Action::Terminate`]).
+const TERMINATES: &str = ":terminate";
 
 /// What the cloud says of the source's instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,18 +45,19 @@ pub enum Instance {
 /// Why and until when a migration goes on.
 #[derive(Debug, Clone, Copy)]
 pub struct Occasion<'a> {
-    /// A notice's id, or [`MANUAL`].
+    /// A notice's id, which ends with the cloud's action, or [`super::MANUAL`].
     pub cause: &'a str,
     /// When the source is taken away, if it is.
     pub deadline: Option<Timestamp>,
 }
 
 impl Occasion<'_> {
-    /// When a cloud takes the source away. Only a cloud takes hosts away: a deadline that somebody gave by hand (`spothop evacuate
-    /// --in`) stops nothing, and a silent source may be running behind a broken link.
+    /// When a cloud takes the source away for good. Only a cloud takes hosts away: a deadline that somebody gave by hand (`spothop
+    /// evacuate --in`) stops nothing, and a silent source may be running behind a broken link. And only what is terminated stays
+    /// away: an instance that is stopped or hibernated may be started again, with a container that went on there.
     #[must_use]
     pub fn taken_away(&self) -> Option<Timestamp> {
-        self.deadline.filter(|_| self.cause != MANUAL)
+        self.deadline.filter(|_| self.cause.ends_with(TERMINATES))
     }
 
     /// The target's question: can the source, which is silent, not run any more?
@@ -63,7 +67,7 @@ impl Occasion<'_> {
             Instance::Gone => true,
             // A notice that was withdrawn, or a cloud that is late.
             Instance::MayRun => false,
-            // Should it be started again after its deadline it asks us first; before, it would go on by itself.
+            // Undecided, it would ask us first, should it ever be started again after its deadline.
             Instance::Stopped | Instance::Unknown => self.taken_away().is_some_and(|deadline| {
                 now.duration_since(deadline)
                     > jiff::SignedDuration::try_from(FENCE).unwrap_or(jiff::SignedDuration::MAX)
@@ -133,6 +137,7 @@ pub fn returns(phase: Phase, verdict: Option<Verdict>, holds: bool) -> Return {
 
 #[cfg(test)]
 mod tests {
+    use super::super::MANUAL;
     use super::*;
 
     fn deadline() -> Timestamp {
@@ -154,6 +159,9 @@ mod tests {
             assert!(!ours.fences(instance, deadline() - FENCE));
             assert!(!Occasion { cause: NOTICE, deadline: None }.fences(instance, at(FENCE * 100)));
             assert!(!by_hand.fences(instance, at(FENCE * 100)));
+            for comes_back in ["aws:i-1:stop", "aws:i-1:hibernate"] {
+                assert!(!Occasion { cause: comes_back, deadline: Some(deadline()) }.fences(instance, at(FENCE * 100)));
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use spothop_criu::TcpMode;
 use spothop_criu::handoff::{Directory, Network, Report, RestoreRequest};
+use spothop_criu::netns::OwnNetns;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
@@ -88,8 +89,6 @@ impl Target {
         if let Some(notice) = context.notice() {
             return Err(Error::UnderNotice { notice: notice.id });
         }
-        // The images lie in memory until they are restored, so a container needs twice its size for a moment.
-        let room = context.capacity.reserve(&offer.migration, offer.memory_bytes.saturating_mul(2))?;
         let track = context
             .begin(NewMigration {
                 id: offer.migration.clone(),
@@ -102,7 +101,18 @@ impl Target {
             })
             .await?;
         let workspace = context.workspace(Side::Target, &offer.migration);
-        track.enter(Phase::Reserved).await?;
+        // The images lie in memory until they are restored, so a container needs twice its size for a moment.
+        let room = match context.capacity.reserve(&offer.migration, offer.memory_bytes.saturating_mul(2)) {
+            Ok(room) => room,
+            Err(no_room) => {
+                undo(&context, &track, no_room.to_string()).await;
+                return Err(no_room.into());
+            }
+        };
+        if let Err(failure) = track.enter(Phase::Reserved).await {
+            undo(&context, &track, chain(&failure)).await;
+            return Err(failure);
+        }
         Ok(Self { context, track, offer, workspace, _room: room, created: None, handoff: None, starting: None })
     }
 
@@ -347,8 +357,8 @@ impl Target {
             return Ok(Some(verdict));
         }
         match self.ask_source().await {
-            Ok(Some(verdict)) => return Ok(Some(verdict)),
-            Ok(None) => {}
+            // Alive and undecided: it will decide.
+            Ok(verdict) => return Ok(verdict),
             Err(failure) => info!(migration = %self.track.id, error = chain(&failure), "the source does not answer"),
         }
         let occasion = Occasion { cause: &self.offer.cause, deadline: self.offer.deadline };
@@ -537,7 +547,10 @@ async fn undo(context: &Arc<Context>, track: &Track, reason: String) {
 }
 
 async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), Error> {
-    track.decide(Verdict::Abort, Some(reason.to_owned())).await?;
+    if track.decide(Verdict::Abort, Some(reason.to_owned())).await? == Verdict::Commit {
+        error!(migration = %track.id, "a committed migration is not undone");
+        return Ok(());
+    }
     for (id, step) in track.unsettled().await? {
         match step {
             Step::Workspace { directory } => {
@@ -548,7 +561,11 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
                 });
                 unpanicked(removed.await)?;
             }
-            Step::Create { offer } => context.engine.discard(&offer.recipe, &offer.migration).await?,
+            Step::Create { offer } => {
+                context.engine.discard(&offer.recipe, &offer.migration).await?;
+                // The runtime does that itself, unless it was killed together with what would have called it.
+                unpanicked(spawn_blocking(move || OwnNetns::of(&offer.migration).delete()).await);
+            }
             Step::Pending { marker } => remove_marker(marker)?,
             _ => {}
         }
@@ -563,13 +580,14 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
 /// The journal's, or that of the runtime directory.
 pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Result<(), Error> {
     let track = context.track(&left.id, Side::Target, &left.container);
-    let steps = track.unsettled().await?;
-    let offer = steps.iter().find_map(|(_, step)| match step {
+    // All of them: some are settled when it dies while it tidies up.
+    let steps = track.steps().await?;
+    let offer = steps.iter().find_map(|step| match step {
         Step::Create { offer } => Some((**offer).clone()),
         _ => None,
     });
-    let created = steps.iter().find_map(|(_, step)| match step {
-        Step::Made { created } => Some(created.clone()),
+    let created = steps.into_iter().find_map(|step| match step {
+        Step::Made { created } => Some(created),
         _ => None,
     });
     let workspace = context.workspace(Side::Target, &left.id);

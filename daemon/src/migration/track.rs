@@ -174,6 +174,14 @@ impl Track {
         self.journal(Journal::unsettled).await
     }
 
+    /// Every side effect there was, the latest first.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn steps(&self) -> Result<Vec<Step>, JournalError> {
+        self.journal(Journal::steps).await
+    }
+
     /// A side effect needs no undo any more.
     ///
     /// # Errors
