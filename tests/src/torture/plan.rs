@@ -162,10 +162,10 @@ const TARGET_POINTS: [&str; 18] = [
 
 /// Points on the way to an abort: where the target's daemon is killed, and the point.
 const ABORTING: [(&str, &str); 8] = [
-    ("source:restored", "source:aborted"),
-    ("source:restored", "source:aborted:after"),
-    ("source:restored", "target:aborted"),
-    ("source:restored", "target:aborted:after"),
+    ("source:transferred", "source:aborted"),
+    ("source:transferred", "source:aborted:after"),
+    ("source:transferred", "target:aborted"),
+    ("source:transferred", "target:aborted:after"),
     ("source:dump-held", "source:aborted"),
     ("source:dump-held", "target:aborted"),
     ("source:transferred", "source:cleaned"),
