@@ -106,8 +106,18 @@ enum Command {
     /// Measure downtime and total time, beside Podman's checkpoint, copy and restore.
     BenchAll(BenchAll),
     /// Move a Redis under load again and again while things go wrong, and check each time that it is neither lost nor doubled.
+    ///
+    /// Each run has one fault at one point: programs are failed, killed or stopped there, hosts lose their power or their network,
+    /// disks fill up. What happens follows from the seed and the run's number: --seed S --at I does one again. A checker outside of
+    /// both daemons looks all the time where the server runs, compares every write that it has acknowledged, and looks for what is
+    /// left on the hosts when all has settled. The exit code is 1 if any promise was broken; the table then tells the seed and
+    /// number, and REPORT.run-I/ has journals, processes, mounts and what was seen. Brings up a testbed of its own, named `torture`.
     Torture(Torture),
     /// Move a Redis under load back and forth on one connection, and check that nothing is lost, reset or left, and nothing grows.
+    ///
+    /// Prints the distribution of the client's gaps, and what both hosts have of memory, descriptors, rules, mounts, containers and
+    /// files after a warm-up and after the last move. The exit code is 1 if any promise was broken. Brings up a testbed of its own,
+    /// named `soak`.
     Soak {
         /// How many moves.
         #[arg(long, default_value_t = 100)]

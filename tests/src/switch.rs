@@ -115,7 +115,7 @@ impl Switch {
         // It may go away by itself between the question and the word, and is there for a moment while it does.
         let end = Instant::now() + UNPLUG_LIMIT;
         while is_there()? {
-            match ip(&format!("-n {namespace} link delete {port}")) {
+            match ip(&format!("-n {namespace} link delete dev {port}")) {
                 Err(error) if Instant::now() > end => return Err(error),
                 _ => thread::sleep(Duration::from_millis(10)),
             }

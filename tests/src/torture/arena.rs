@@ -63,7 +63,6 @@ impl Arena {
     /// # Errors
     /// Like [`Testbed::up`]; [`Error::Command`] when spothop is not built.
     pub fn up(program: &Path, layout: &Layout, build: bool, say: &dyn Fn(&str)) -> Result<Self> {
-        down(layout)?;
         let options = Options { build, state_mib: Some(STATE_MIB), ..Options::default() };
         let bed = Testbed::up(program, layout.clone(), &options, say)?;
         let arena = Self { bed, program: program.to_owned(), layout: layout.clone() };
@@ -79,6 +78,7 @@ impl Arena {
     /// # Errors
     /// Like [`Arena::up`].
     pub fn renew(&mut self, say: &dyn Fn(&str)) -> Result<()> {
+        down(&self.layout)?;
         *self = Self::up(&self.program, &self.layout, false, say)?;
         Ok(())
     }

@@ -53,7 +53,13 @@ pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(
     let mut report = Report::create(&options.report, options.seed)?;
     let mut arena = Arena::up(program, layout, options.build, say)?;
     let result = (options.first..options.first + options.runs).try_for_each(|index| {
-        let line = one(&mut arena, options, index, say)?;
+        let line = match one(&mut arena, options, index, say)? {
+            Ok(line) => line,
+            Err(why) => {
+                report.give_up(why);
+                return arena.renew(say);
+            }
+        };
         say(&line.text());
         let wrong = !line.violations.is_empty();
         report.add(line)?;
@@ -66,8 +72,8 @@ pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(
     Ok(report)
 }
 
-/// One run, on an arena that may have to be made anew before.
-fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> Result<Line> {
+/// One run, on an arena that may have to be made anew before; or why it could not be done.
+fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> Result<Result<Line, String>> {
     let plan = plan(options.seed, index, options.only.as_deref()).ok_or_else(|| Error::OutOfRange {
         what: "--only",
         value: options.only.clone().unwrap_or_default(),
@@ -80,12 +86,13 @@ fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> 
     }
     let evidence = options.report.with_extension(format!("run-{index}"));
     match run::run(arena, options.seed, index, &plan, &evidence) {
-        Ok(line) => Ok(line),
-        // Not the product's failure: once more, on fresh hosts. A second time is one too many.
+        Ok(line) => Ok(Ok(line)),
+        // Not the product's failure, but the testbed's: once more, on fresh hosts.
         Err(error) => {
             say(&format!("run {index} ({plan}) could not be done, and is done again: {error}"));
             arena.renew(say)?;
-            run::run(arena, options.seed, index, &plan, &evidence)
+            let again = run::run(arena, options.seed, index, &plan, &evidence);
+            Ok(again.map_err(|error| format!("run {index} ({plan}) could not be done: {error}")))
         }
     }
 }

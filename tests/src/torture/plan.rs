@@ -162,10 +162,10 @@ const TARGET_POINTS: [&str; 18] = [
 
 /// Points on the way to an abort: where the target's daemon is killed, and the point.
 const ABORTING: [(&str, &str); 8] = [
-    ("source:restored", "source:aborted"),
-    ("source:restored", "source:aborted:after"),
-    ("source:restored", "target:aborted"),
-    ("source:restored", "target:aborted:after"),
+    ("source:transferred", "source:aborted"),
+    ("source:transferred", "source:aborted:after"),
+    ("source:transferred", "target:aborted"),
+    ("source:transferred", "target:aborted:after"),
     ("source:dump-held", "source:aborted"),
     ("source:dump-held", "target:aborted"),
     ("source:transferred", "source:cleaned"),
@@ -270,7 +270,8 @@ fn cells() -> Vec<Cell> {
         cells.extend(words.iter().map(|word| Cell { at: Some(at.clone()), word: Some(*word) }));
     };
     for point in points() {
-        add(&At::Point(point), &FAULTS);
+        let words: Vec<Word> = FAULTS.into_iter().filter(|word| word.applies(&point)).collect();
+        add(&At::Point(point), &words);
     }
     for (first, point) in ABORTING {
         let at = At::PointAfter(first.to_owned(), point.to_owned());
@@ -296,7 +297,35 @@ impl Cell {
     }
 }
 
+/// How far a migration is at a point: who is there to be killed, what there is to be filled.
+fn stage(point: &str) -> u8 {
+    let word = point.trim_end_matches(":after");
+    match word.split_once(':').unwrap_or_default() {
+        (_, "reserved") => 1,
+        (_, "create:intent" | "create:done") => 2,
+        (_, "prepared" | "wrapper:waiting") => 3,
+        (_, "frozen") => 4,
+        ("source", "dump-held" | "hook:held") | (_, "memory:1" | "memory:10" | "memory:99") => 5,
+        (_, "transferred" | "wrapper:restoring") => 6,
+        (_, "restored" | "wrapper:held" | "wrapper:handed-over" | "wrapper:attached" | "hook:held") => 7,
+        (_, "committed" | "gate-opened" | "hook:verdict" | "run:before" | "hook:go" | "wrapper:go") => 8,
+        _ => 9,
+    }
+}
+
 impl Word {
+    /// Whether there is anything to do it to when a migration is at this point.
+    fn applies(self, point: &str) -> bool {
+        match self {
+            // The dump is held until the verdict, the restore until the word to go.
+            Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (5..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Criu | Victim::Runc, Side::Target) => (7..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Shim, Side::Target) => stage(point) >= 3,
+            Self::TmpfsFull => (3..=7).contains(&stage(point)),
+            _ => true,
+        }
+    }
+
     fn draw(self, dice: &mut Dice) -> Fault {
         let mut between = |least: u64, most: u64| Duration::from_millis(least + dice.below(most - least + 1));
         match self {
@@ -457,6 +486,25 @@ mod tests {
         let met: HashSet<String> =
             (0..count).filter_map(|index| plan(1, index, None)).map(|plan| plan.to_string()).collect();
         assert!(all.is_subset(&met), "{:?}", all.difference(&met).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn faults_without_a_victim_are_left_out() {
+        let names: Vec<String> = cells().iter().map(ToString::to_string).collect();
+        for name in [
+            "source:reserved × kill criu of source",
+            "target:running × kill runc of target",
+            "source:reserved × tmpfs full at source",
+        ] {
+            assert!(!names.iter().any(|known| known == name), "{name}");
+        }
+        for name in [
+            "source:dump-held × kill criu of source",
+            "target:hook:held × kill criu of target",
+            "target:wrapper:held × kill shim of target",
+        ] {
+            assert!(names.iter().any(|known| known == name), "{name}");
+        }
     }
 
     #[test]

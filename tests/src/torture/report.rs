@@ -90,6 +90,8 @@ pub struct Report {
     pub path: PathBuf,
     seed: u64,
     lines: Vec<Line>,
+    /// Runs that the testbed could not do, and why.
+    given_up: Vec<String>,
     file: File,
 }
 
@@ -103,7 +105,7 @@ impl Report {
             fs::create_dir_all(directory).on("make", directory)?;
         }
         let file = File::create(path).on("create", path)?;
-        Ok(Self { path: path.to_owned(), seed, lines: Vec::new(), file })
+        Ok(Self { path: path.to_owned(), seed, lines: Vec::new(), given_up: Vec::new(), file })
     }
 
     /// Adds a run, and writes it at once.
@@ -116,6 +118,11 @@ impl Report {
         writeln!(self.file, "{text}").on("write", &self.path)?;
         self.lines.push(line);
         Ok(())
+    }
+
+    /// Notes a run that the testbed could not do.
+    pub fn give_up(&mut self, why: String) {
+        self.given_up.push(why);
     }
 
     /// Writes the summary beside the table, as text.
@@ -133,10 +140,10 @@ impl Report {
         &self.lines
     }
 
-    /// How many runs broke a promise.
+    /// How many runs broke a promise, or were not done.
     #[must_use]
     pub fn wrong(&self) -> usize {
-        self.lines.iter().filter(|line| !line.violations.is_empty()).count()
+        self.lines.iter().filter(|line| !line.violations.is_empty()).count() + self.given_up.len()
     }
 
     /// Runs by point and by fault, how they ended, and what was wrong.
@@ -165,6 +172,9 @@ impl Report {
         let mut gaps: Vec<f64> = self.lines.iter().filter(|line| line.kept).map(|line| line.gap_ms).collect();
         let _ = writeln!(text, "longest gaps where the connection lived: {}", distribution(&mut gaps));
         let _ = writeln!(text, "seed {}; the table is in {}", self.seed, self.path.display());
+        for why in &self.given_up {
+            let _ = writeln!(text, "NOT DONE {why}");
+        }
         for line in self.lines.iter().filter(|line| !line.violations.is_empty()) {
             let _ = writeln!(
                 text,

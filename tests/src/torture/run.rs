@@ -29,7 +29,7 @@ const AFTERWARDS: Duration = Duration::from_secs(1);
 /// A migration by notice is tried again until then; after that the notice is taken back.
 const EVACUATION: Duration = Duration::from_secs(8);
 /// Whatever is not settled by now never will be.
-const SETTLE: Duration = Duration::from_secs(150);
+const SETTLE: Duration = Duration::from_secs(100);
 /// What was let go may take so long to be away.
 const CLEAN: Duration = Duration::from_secs(15);
 /// The command line has heard the end of its migration by then.

@@ -10,6 +10,7 @@ mod common;
 mod engine;
 mod faults;
 mod files;
+mod matrix;
 mod network;
 mod processes;
 mod redis;
@@ -70,6 +71,8 @@ fn main() -> ExitCode {
         faults::a_source_daemon_killed_before_commit_leaves_the_container_where_it_was,
         faults::a_target_cut_off_before_commit_leaves_the_container_where_it_was,
         faults::a_target_that_loses_its_power_before_commit_leaves_the_container_where_it_was,
+        matrix::faults_of_every_kind_in_the_dangerous_windows_neither_lose_nor_double_anything,
+        matrix::ten_moves_on_one_connection_leave_nothing_behind,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);
     drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
