@@ -18,8 +18,8 @@ use spothop_policy::Plan;
 use tokio::net::UnixStream;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, HostView, MigrateRequest, MigrationView, PlanRequest, Problem,
-    ProblemCode, Status,
+    Accepted, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, PlanRequest,
+    Problem, ProblemCode, Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -157,6 +157,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn migration(&self, id: &str) -> Result<MigrationView, ClientError> {
         self.get(&format!("/v1/migrations/{}", escape(id))).await
+    }
+
+    /// CRIU's log of one migration on this host.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Refused`] when none is kept.
+    pub async fn log(&self, id: &str) -> Result<LogView, ClientError> {
+        self.get(&format!("/v1/migrations/{}/log", escape(id))).await
     }
 
     /// The last `limit` migrations, newest first.

@@ -614,6 +614,7 @@ impl RawMigration {
             peer: self.peer,
             cause: self.cause,
             reason: self.reason,
+            log: None,
             id: self.id,
         })
     }
