@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 
 pub use self::connections::reset_connections;
 pub use self::own::{Opening, OwnNetns, hold, open};
-pub use self::silence::{silence, unsilence};
+pub use self::silence::{silence, tables, unsilence};
 pub(crate) use self::unix::{Backlog, backlogs};
 use crate::command::CommandError;
 

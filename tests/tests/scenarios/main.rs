@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod doctor;
 mod engine;
 mod faults;
 mod files;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let trials = scenarios![
+        doctor::every_kind_of_leftover_is_found_and_its_command_removes_it,
+        doctor::a_migration_leaves_nothing_for_doctor_to_find,
         redis::a_notice_moves_redis_under_load_with_its_connection_and_every_acknowledged_write,
         redis::a_connection_lives_through_a_move_and_the_move_back,
         redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
