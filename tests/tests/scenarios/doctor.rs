@@ -18,8 +18,8 @@ fn leftovers(scene: &Scene) -> Vec<(String, String)> {
 }
 
 pub(crate) fn every_kind_of_leftover_is_found_and_its_command_removes_it(scene: &Scene) {
-    scene.run("b", "cutoff", "--network lan --ip 172.30.0.61", "python", &["sleep", "1000"]);
-    scene.run("b", "still", "", "python", &["sleep", "1000"]);
+    scene.run("b", "cutoff", "--network lan --ip 172.30.0.61 python", &["sleep", "1000"]);
+    scene.run("b", "still", "python", &["sleep", "1000"]);
     assert_eq!(leftovers(scene), [("none of migrations that are over".to_owned(), String::new())]);
 
     let pid = |name: &str| scene.sh("b", &format!("docker inspect --format='{{{{.State.Pid}}}}' {name}"));
@@ -71,7 +71,7 @@ pub(crate) fn every_kind_of_leftover_is_found_and_its_command_removes_it(scene: 
 }
 
 pub(crate) fn a_migration_leaves_nothing_for_doctor_to_find(scene: &Scene) {
-    scene.run("a", "passer", "--network lan --ip 172.30.0.62", "python", &["sleep", "1000"]);
+    scene.run("a", "passer", "--network lan --ip 172.30.0.62 python", &["sleep", "1000"]);
     scene.migrate("a", "passer", "b");
     scene.nothing_is_left("b", "passer", &["a", "b"]);
     assert_eq!(leftovers(scene), [("none of migrations that are over".to_owned(), String::new())]);
