@@ -1,11 +1,16 @@
 //! What a CRIU log means: the first real error, its likely cause, and what to do.
 
+mod failure;
+mod table;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::failure::{FailureKind, Remedy};
 
 /// How much of a log is read, from its end, where the errors of a failed run stand. Through runc CRIU logs everything:
 /// hundreds of KiB for a few tasks, tens of MiB for many.
@@ -14,87 +19,28 @@ const LIMIT: u64 = 4 << 20;
 /// What was found in a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Triage {
-    /// The first error line that is not mere noise, without its time stamp and source position.
+    /// The error line that says most, without its time stamp and source position: the first that is understood, or else the
+    /// first that is not mere noise.
     pub error: Option<String>,
-    /// What that error usually means, and what to do about it.
-    pub advice: Option<String>,
+    /// What it means, if it is understood.
+    pub kind: Option<FailureKind>,
 }
 
-/// Error lines that say nothing about the outcome, because CRIU goes on after them, or because they only pass an earlier error on.
-const NOISE: &[&str] = &[
-    "Can't setup RLIMIT_NOFILE",
-    "Dumping FAILED",
-    "Restoring FAILED",
-    "One of more action scripts failed",
-    "Can't set RLIMIT_NOFILE",
-    "RPC client reported script error",
-];
-
-/// A piece of an error line, and what it means. The first that fits is taken.
-const ADVICE: &[(&str, &str)] = &[
-    (
-        "suspending seccomp failed",
-        "the daemon runs under a seccomp filter of its own; use spothop.service as it is shipped, without SystemCallFilter, RestrictRealtime, LockPersonality and the like",
-    ),
-    ("io_uring", "a task uses io_uring, which CRIU cannot move; turn io_uring off in the application"),
-    ("multipathtcp", "a Go program listens with multipath TCP, which CRIU cannot move; set GODEBUG=multipathtcp=0"),
-    (
-        "Unsupported proto 262",
-        "a task uses multipath TCP, which CRIU cannot move; for Go programs set GODEBUG=multipathtcp=0",
-    ),
-    ("Connected TCP socket", "established connections were not expected; dump and restore must use the same TCP mode"),
-    ("In-flight connection", "a connection was being opened at the freeze; try again"),
-    (
-        "Can't dump file",
-        "a task has a file open that CRIU cannot move (a device, or an unusual kernel object); close it or do not migrate this container",
-    ),
-    (
-        "Can't lookup mount",
-        "a file is open in a mount that the container does not see; restart the container after changing its mounts",
-    ),
-    ("Can't get rlimit", "CRIU may not read the task's limits: it needs CAP_SYS_RESOURCE on this host"),
-    ("Network is unreachable", "the restore's network namespace has no route to the peer of a connection"),
-    (
-        "Cannot assign requested address",
-        "a socket is bound to an address that the target does not have; use a network that keeps the address",
-    ),
-    ("Address already in use", "a port of the container is taken at the target; free it or choose another target"),
-    ("Can't bind inet socket", "a socket's address or port cannot be used at the target"),
-    ("already exists", "a process id or an object of the container is already taken at the target"),
-    (
-        "Can't open file",
-        "a file that a task has open is missing at the target; were all volumes and the writable layer moved?",
-    ),
-    (
-        "Can't restore file",
-        "a file that a task has open is missing or differs at the target; were all volumes and the writable layer moved?",
-    ),
-    (
-        "File ",
-        "an open file differs at the target from what it was at the source; the image or the writable layer is not the same",
-    ),
-    (
-        "No such file or directory",
-        "a file that a task uses is missing at the target; were all volumes and the writable layer moved?",
-    ),
-    ("Cannot allocate memory", "the target has not enough memory for the container"),
-    ("No space left on device", "the tmpfs of the images is full: the container grew, or the host is short of memory"),
-    ("cpu", "the target's CPU lacks something that the container's tasks use"),
-    ("vdso", "the kernels of source and target differ too much"),
-    ("userfaultfd", "a task uses userfaultfd itself, which CRIU cannot move"),
-    ("is traced", "a debugger or tracer is attached to a task; detach it"),
-    ("Can't seize", "a task cannot be stopped: a debugger may be attached to it"),
-    ("Unable to freeze", "a task hangs in the kernel and cannot be frozen"),
-    ("apparmor", "the target lacks the AppArmor profile of the container; load it there"),
-    ("selinux", "the target's SELinux policy does not allow the restore"),
-    (
-        "Need to set the --tcp-close",
-        "the dump closed connections and the restore did not expect that; both sides must use the same TCP mode",
-    ),
-    ("iptables", "iptables is missing or does not work on this host"),
-    ("nft", "nftables does not work on this host; install nftables and load nf_tables"),
-    ("Magic doesn't match", "an image is damaged, or was written by an incompatible CRIU"),
-    ("Script ", "our own action script reported an error: the migration was given up"),
+/// Error lines that say nothing about the outcome, because CRIU goes on after them, or because they only pass an earlier error
+/// on: the end of the source file's path, and the beginning of the message without its subsystem.
+const NOISE: &[(&str, &str)] = &[
+    ("util.c", "rlimit: Can't setup RLIMIT_NOFILE"),
+    ("util.c", "Can't set RLIMIT_NOFILE"),
+    // A program that CRIU called has failed: who called it says more.
+    ("util.c", "exited, status="),
+    // The service that sets cgroups hears nothing more from a CRIU that has failed.
+    ("cgroup.c", "cg: cgroupd: recv req error"),
+    ("cr-dump.c", "Dumping FAILED"),
+    ("cr-dump.c", "Dump "),
+    ("cr-restore.c", "Restoring FAILED"),
+    // runc's answer to an event: its own words say more.
+    ("cr-service.c", "RPC client reported script error"),
+    ("action-scripts.c", "One of more action scripts failed"),
 ];
 
 impl Triage {
@@ -105,10 +51,14 @@ impl Triage {
 
     /// Triage of a log's text.
     pub fn of_text(text: &str) -> Self {
-        let error = text.lines().filter_map(error_of_line).find(|e| !NOISE.iter().any(|n| e.contains(n)));
-        let folded = error.map(str::to_lowercase).unwrap_or_default();
-        let advice = ADVICE.iter().find(|(piece, _)| folded.contains(&piece.to_lowercase()));
-        Self { error: error.map(str::to_owned), advice: advice.map(|(_, advice)| (*advice).to_owned()) }
+        let errors: Vec<ErrorLine<'_>> = text.lines().filter_map(ErrorLine::of).filter(|e| !e.is_noise()).collect();
+        let understood = |meaning: fn(&str, &str) -> Option<FailureKind>| {
+            errors.iter().find_map(|error| Some((error, meaning(error.file, error.message)?)))
+        };
+        match understood(table::kind).or_else(|| understood(table::weak_kind)) {
+            Some((error, kind)) => Self { error: Some(error.message.to_owned()), kind: Some(kind) },
+            None => Self { error: errors.first().map(|error| error.message.to_owned()), kind: None },
+        }
     }
 
     /// CRIU's words, or somebody else's if the log has none.
@@ -129,23 +79,35 @@ pub(crate) fn tail(path: &Path) -> io::Result<String> {
 
 impl fmt::Display for Triage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.error, &self.advice) {
+        match (&self.error, self.kind) {
             (None, _) => write!(f, "CRIU's log has no error line"),
             (Some(error), None) => write!(f, "CRIU says: {error}"),
-            (Some(error), Some(advice)) => write!(f, "CRIU says: {error} ({advice})"),
+            (Some(error), Some(kind)) => write!(f, "CRIU says: {error} ({kind})"),
         }
     }
 }
 
-/// The message of an error line: `(00.012345) 1234: Error (criu/files.c:100): message` → `message`.
-fn error_of_line(line: &str) -> Option<&str> {
-    let (before, after) = line.split_once("Error (")?;
-    // Only CRIU's prefix may stand before: a time stamp and a process id.
-    if before.len() > 40 {
-        return None;
+/// An error line: `(00.012345)   1234: Error (criu/files.c:100): message`; a task's own code has `pie: 1: ` before it.
+struct ErrorLine<'a> {
+    file: &'a str,
+    message: &'a str,
+}
+
+impl<'a> ErrorLine<'a> {
+    fn of(line: &'a str) -> Option<Self> {
+        let (before, after) = line.split_once("Error (")?;
+        // Only CRIU's prefix may stand before: a time stamp and a process id.
+        if before.len() > 40 {
+            return None;
+        }
+        let (position, message) = after.split_once("): ")?;
+        let (file, _) = position.rsplit_once(':')?;
+        Some(Self { file, message: message.trim() })
     }
-    let (_, message) = after.split_once("): ")?;
-    Some(message.trim())
+
+    fn is_noise(&self) -> bool {
+        NOISE.iter().any(|(file, message)| self.file.ends_with(file) && self.message.starts_with(message))
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +124,8 @@ mod tests {
 ";
         let triage = Triage::of_text(text);
         assert_eq!(triage.error.as_deref(), Some("Connected TCP socket, consider using --tcp-established option."));
-        assert!(triage.advice.as_deref().unwrap().contains("same TCP mode"));
+        assert_eq!(triage.kind, Some(FailureKind::TcpMode));
+        assert!(triage.to_string().contains("same TCP mode"), "{triage}");
     }
 
     #[test]
@@ -179,6 +142,18 @@ mod tests {
         text.push_str("(09.9) Error (criu/x.c:9): at last\n");
         std::fs::write(&path, text).unwrap();
         assert_eq!(Triage::of_file(&path).error.as_deref(), Some("at last"));
+    }
+
+    #[test]
+    fn what_is_understood_goes_before_what_came_first() {
+        let text = "\
+(00.1) Error (criu/util.c:657): exited, status=1
+(00.2) Error (criu/surprise.c:1): frobnication lost
+(00.3)      7: Error (criu/files-reg.c:2353): Can't open file x on restore: No such file or directory
+";
+        assert_eq!(Triage::of_text(text).kind, Some(FailureKind::MissingFile));
+        let weak = "(09.9) Error (criu/seize.c:335): zombie 7 (comm x) found while seizing\n".to_owned() + text;
+        assert_eq!(Triage::of_text(&weak).kind, Some(FailureKind::MissingFile));
     }
 
     #[test]

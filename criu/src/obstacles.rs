@@ -7,10 +7,12 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::netns;
+use crate::netns::{self, Backlog};
 use crate::tasks::{self, Task, TaskError};
 
 /// Anonymous kernel objects that CRIU can dump, as `/proc/PID/fd` names them.
@@ -22,6 +24,17 @@ const MEMORY_MINORS: &[u64] = &[3, 5, 7, 8, 9];
 
 /// Major numbers of terminals: /dev/tty*, /dev/tty and /dev/console and /dev/ptmx, and Unix98 pseudo-terminals.
 const TERMINALS: &[std::ops::RangeInclusive<u64>] = &[4..=5, 136..=143];
+
+/// Protocols of sockets that CRIU does not know (criu/sockets.c and criu/sk-inet.c), by the kernel's `struct proto.name`.
+const PROTOCOLS: &[&str] =
+    &["AF_VSOCK", "ALG", "CAN_RAW", "CAN_BCM", "DCCP", "KCM", "RDS", "SCTP", "SMC", "TIPC", "XDP"];
+
+/// The kernel's name for a socket's protocol, by which it shows also those that it does not list, such as unconnected ones
+/// (`net/socket.c`, `sockfs_xattr_handler`).
+const PROTOCOL_NAME: &str = "system.sockprotoname";
+
+/// A connection that is accepted within this time does not stand in the way: it is there at most of all moments, and never for long.
+const ACCEPTS_WITHIN: Duration = Duration::from_millis(250);
 
 /// Something in a task that cannot be moved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +67,10 @@ pub enum ObstacleKind {
     KernelObject(String),
     /// A socket of multipath TCP.
     MultipathTcp,
+    /// A socket of another protocol that CRIU does not know; its name.
+    Socket(String),
+    /// A unix listener that does not accept what waits, closed or with data.
+    UnixBacklog,
     /// A tracer (debugger, strace) is attached.
     Traced,
 }
@@ -66,20 +83,22 @@ impl fmt::Display for Obstacle {
 
 /// Everything in the container whose init is `init_pid` that CRIU cannot move; empty when nothing is known.
 ///
-/// A task is named once per kind. Takes a few milliseconds; does not disturb the tasks.
+/// A task is named once per kind. Takes a few milliseconds, and [`ACCEPTS_WITHIN`] when a listener has a backlog; does not
+/// disturb the tasks.
 ///
 /// # Errors
 /// When the container is gone. Tasks that end meanwhile are left out.
 pub fn obstacles(init_pid: i32) -> Result<Vec<Obstacle>, TaskError> {
-    let multipath = multipath_inodes(init_pid);
+    let stuck = stuck_listeners(init_pid);
     let mut found = Vec::new();
     for task in tasks::tasks(init_pid)? {
         let mut kinds: Vec<ObstacleKind> = Vec::new();
         for (descriptor, link) in tasks::descriptors(task.pid) {
             kinds.extend(of_link(&link));
             kinds.extend(of_device(&descriptor, &link));
-            if tasks::socket_inode(&link).is_some_and(|inode| multipath.contains(&inode)) {
-                kinds.push(ObstacleKind::MultipathTcp);
+            if let Some(inode) = tasks::socket_inode(&link) {
+                kinds.extend(of_protocol(xattr::get_deref(&descriptor, PROTOCOL_NAME).ok().flatten()));
+                kinds.extend(stuck.contains(&inode).then_some(ObstacleKind::UnixBacklog));
             }
         }
         kinds.extend(of_maps(&fs::read_to_string(format!("/proc/{}/maps", task.pid)).unwrap_or_default()));
@@ -103,6 +122,11 @@ fn obstacle(task: &Task, kind: ObstacleKind) -> Obstacle {
         ObstacleKind::KernelObject(name) => format!("has a kernel object open that CRIU cannot move ({name})"),
         ObstacleKind::MultipathTcp => {
             "uses multipath TCP, which CRIU cannot move; Go programs: set GODEBUG=multipathtcp=0".to_owned()
+        }
+        ObstacleKind::Socket(protocol) => format!("has a socket of the protocol {protocol}, which CRIU cannot move"),
+        ObstacleKind::UnixBacklog => {
+            "does not accept connections to its unix socket that wait with data or closed, and CRIU cannot move those"
+                .to_owned()
         }
         ObstacleKind::Traced => "is being traced; detach the debugger".to_owned(),
     };
@@ -147,10 +171,33 @@ fn of_status(status: &str) -> Option<ObstacleKind> {
     (tracer.trim() != "0").then_some(ObstacleKind::Traced)
 }
 
-fn multipath_inodes(init_pid: i32) -> Vec<u32> {
-    // A kernel without multipath TCP has none, and says so by an error.
-    let sockets = netns::sockets(init_pid, netns::IPPROTO_MPTCP).unwrap_or_default();
-    sockets.iter().map(|socket| socket.inode).collect()
+/// By the name of a socket's protocol, which ends with a NUL.
+fn of_protocol(name: Option<Vec<u8>>) -> Option<ObstacleKind> {
+    let name = String::from_utf8(name?).ok()?;
+    let name = name.trim_end_matches('\0');
+    if name.starts_with("MPTCP") {
+        return Some(ObstacleKind::MultipathTcp);
+    }
+    let plain = name.trim_end_matches("v6").trim_end_matches('6');
+    PROTOCOLS.contains(&plain).then(|| ObstacleKind::Socket(name.to_owned()))
+}
+
+/// The unix listeners in the container's network namespace that have not accepted for a while what CRIU cannot move. Without the
+/// kernel's diagnostics nothing is known of them.
+fn stuck_listeners(init_pid: i32) -> Vec<u32> {
+    let before = netns::backlogs(init_pid).unwrap_or_default();
+    if before.is_empty() {
+        return Vec::new();
+    }
+    sleep(ACCEPTS_WITHIN);
+    still_there(&before, &netns::backlogs(init_pid).unwrap_or_default())
+}
+
+fn still_there(before: &[Backlog], after: &[Backlog]) -> Vec<u32> {
+    let same = |one: &Backlog, other: &Backlog| {
+        one.listener == other.listener && one.waiting.iter().any(|inode| other.waiting.contains(inode))
+    };
+    before.iter().filter(|one| after.iter().any(|other| same(one, other))).map(|one| one.listener).collect()
 }
 
 #[cfg(test)]
@@ -189,6 +236,34 @@ mod tests {
         assert_eq!(of_maps("7f00-7f01 rw-s 0 00:0f 1 anon_inode:[io_uring]\n"), Some(ObstacleKind::IoUring));
         assert_eq!(of_status("Name:\tx\nTracerPid:\t0\n"), None);
         assert_eq!(of_status("Name:\tx\nTracerPid:\t99\n"), Some(ObstacleKind::Traced));
+    }
+
+    #[test]
+    fn sockets_are_judged_by_their_protocol() {
+        let of = |name: &[u8]| of_protocol(Some(name.to_vec()));
+        assert_eq!(of(b"MPTCPv6\0"), Some(ObstacleKind::MultipathTcp));
+        assert_eq!(of(b"AF_VSOCK\0"), Some(ObstacleKind::Socket("AF_VSOCK".into())));
+        assert_eq!(of(b"SCTPv6"), Some(ObstacleKind::Socket("SCTPv6".into())));
+        for movable in ["TCP", "TCPv6", "UDPv6", "RAW", "UNIX-STREAM", "NETLINK", "PACKET", ""] {
+            assert_eq!(of(movable.as_bytes()), None, "{movable}");
+        }
+        assert_eq!(of_protocol(None), None);
+    }
+
+    #[test]
+    fn the_kernel_names_the_protocol_of_a_socket_that_it_does_not_list() {
+        use std::os::fd::AsRawFd;
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let descriptor = format!("/proc/self/fd/{}", socket.as_raw_fd());
+        assert_eq!(xattr::get_deref(descriptor, PROTOCOL_NAME).unwrap().as_deref(), Some(&b"UDP\0"[..]));
+    }
+
+    #[test]
+    fn only_a_listener_that_leaves_the_same_connection_waiting_is_stuck() {
+        let backlog = |listener, waiting: &[u32]| Backlog { listener, waiting: waiting.to_vec() };
+        let before = [backlog(1, &[7]), backlog(2, &[8]), backlog(3, &[0]), backlog(4, &[9])];
+        let after = [backlog(1, &[7, 5]), backlog(2, &[6]), backlog(3, &[0])];
+        assert_eq!(still_there(&before, &after), [1, 3]);
     }
 
     #[test]

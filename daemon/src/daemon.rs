@@ -5,12 +5,12 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use sd_notify::NotifyState;
-use spothop_transfer::{Identity, Listener};
-use tokio::signal::unix::{SignalKind, signal};
+use spothop_transfer::{Credentials, Listener, Options};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -95,7 +95,11 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
         signal(SignalKind::terminate()).map_err(|source| DaemonError::System { action: "wait for SIGTERM", source })?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|source| DaemonError::System { action: "wait for SIGINT", source })?;
-    let listener = Listener::bind(&context.config.host.listen.to_string(), &context.identity)
+    let hangup =
+        signal(SignalKind::hangup()).map_err(|source| DaemonError::System { action: "wait for SIGHUP", source })?;
+    let peers = context.config.peers.iter().map(|peer| peer.name.clone()).collect();
+    let options = Options { peers: Some(peers), ..Options::default() };
+    let listener = Listener::bind_with(&context.config.host.listen.to_string(), &context.credentials, options)
         .await
         .map_err(DaemonError::Listen)?;
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
@@ -104,6 +108,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     let control = api::serve(Arc::clone(&context), socket);
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());
+    tokio::spawn(renew(context.credentials.clone(), hangup));
     info!(host = context.config.host.name, peers = context.config.peers.len(), "ready");
     tokio::select! {
         ended = control => ended.map_err(|source| DaemonError::Control { path: socket.to_owned(), source })?,
@@ -127,14 +132,18 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
             .create(directory)
             .map_err(|source| DaemonError::Directory { path: directory.clone(), source })?;
     }
-    let identity = Identity::load(&config.tls.dir)
+    let credentials = Credentials::open(&config.tls.dir)
         .map_err(|source| DaemonError::Identity { path: config.tls.dir.clone(), source })?;
+    let identity = credentials.current();
     if identity.name() != config.host.name {
         warn!(
             certificate = identity.name(),
             host = config.host.name,
             "the certificate is for another name than [host] name; peers will refuse it"
         );
+    }
+    if let Err(error) = identity.check_period(SystemTime::now()) {
+        warn!(%error, "peers will refuse this host");
     }
     let journal_path = PathBuf::from(journal::DEFAULT_PATH);
     let journal = Arc::new(Journal::open(&journal_path)?);
@@ -152,7 +161,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         journal,
         journal_path,
         engine,
-        identity,
+        credentials,
         events: Events::default(),
         capacity,
         runtime,
@@ -178,6 +187,16 @@ fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     }
     tokio::spawn(evacuation::heed(Arc::clone(context), events));
     Ok(())
+}
+
+/// Reads the certificates again whenever somebody asks for it (`systemctl reload spothop`). New connections notice changed files by
+/// themselves; asked for, the reason why they are not taken is told at once.
+async fn renew(credentials: Credentials, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        let credentials = credentials.clone();
+        // Whether they are taken, and why not, is in the log.
+        let _ = unpanicked(spawn_blocking(move || credentials.reload()).await);
+    }
 }
 
 /// Not under systemd there is nobody to tell, which is no failure.

@@ -83,6 +83,36 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The certificate has expired.
+    #[error(
+        "{} expired on {until}; where the authority is, issue a new one: spothop cert issue {name} --force", path.display()
+    )]
+    Expired {
+        /// The file.
+        path: PathBuf,
+        /// Its last day.
+        until: String,
+        /// The host's name.
+        name: String,
+    },
+    /// The certificate begins in the future.
+    #[error("{} is not valid before {from}; set this host's clock", path.display())]
+    NotYet {
+        /// The file.
+        path: PathBuf,
+        /// Its first day.
+        from: String,
+    },
+    /// The certificate is for another host than the one that was read before.
+    #[error("{} is for the host {found:?}, not for {name:?}; a host that changes its name has to be restarted", path.display())]
+    OtherHost {
+        /// The file.
+        path: PathBuf,
+        /// The name in it.
+        found: String,
+        /// The name before.
+        name: String,
+    },
     /// Making the key or signing failed.
     #[error("cannot make the certificate of {subject:?}: {source}")]
     Generate {
@@ -191,10 +221,10 @@ pub fn issue(
     })?;
     let trusted_path = out_dir.join(CA_CERTIFICATE);
     let trusted = match fs::read_to_string(&trusted_path) {
-        Ok(pem) if pem != ca_pem && existing == Existing::Keep => {
-            return Err(Error::OtherAuthority { path: trusted_path });
-        }
-        Ok(pem) => pem == ca_pem,
+        Ok(pem) => match holds(&pem, &ca_pem) {
+            false if existing == Existing::Keep => return Err(Error::OtherAuthority { path: trusted_path }),
+            trusted => trusted,
+        },
         Err(_) => false,
     };
 
@@ -210,6 +240,26 @@ pub fn issue(
         write(&trusted_path, &ca_pem, 0o644)?;
     }
     describe(&certificate_path)
+}
+
+/// Whether one of the certificates in a PEM file is the first of `wanted`: while an authority is replaced, a host trusts the old and
+/// the new one.
+fn holds(pem: &str, wanted: &str) -> bool {
+    let wanted = CertificateDer::from_pem_slice(wanted.as_bytes()).ok();
+    wanted.is_some_and(|wanted| CertificateDer::pem_slice_iter(pem.as_bytes()).flatten().any(|one| one == wanted))
+}
+
+/// Reads every certificate in a PEM file, such as [`CA_CERTIFICATE`] while an authority is being replaced.
+///
+/// # Errors
+/// [`Error::File`]; [`Error::Malformed`], also when there is none.
+pub fn describe_all(path: &Path) -> Result<Vec<CertificateInfo>, Error> {
+    let malformed = |reason| Error::Malformed { path: path.to_owned(), wanted: "certificate", reason };
+    let text = read(path)?;
+    let all = CertificateDer::pem_slice_iter(text.as_bytes())
+        .map(|der| parse(&der.map_err(|error| malformed(error.to_string()))?).map_err(malformed))
+        .collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() { Err(malformed("it is empty".to_owned())) } else { Ok(all) }
 }
 
 /// Reads the first certificate in a PEM file. Says nothing about whether it is valid now.
@@ -425,6 +475,26 @@ mod tests {
         init(two.path(), Existing::Keep).unwrap();
         assert!(matches!(issue(one.path(), "a", &[], two.path(), Existing::Keep), Err(Error::OtherAuthority { .. })));
         assert!(!two.path().join(HOST_KEY).exists());
+    }
+
+    #[test]
+    fn a_host_that_trusts_two_authorities_takes_a_certificate_of_either_and_goes_on_trusting_both() {
+        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for authority in [&old, &new] {
+            init(authority.path(), Existing::Keep).unwrap();
+        }
+        let [old_pem, new_pem] = [&old, &new].map(|authority| read(&authority.path().join(CA_CERTIFICATE)).unwrap());
+        let host = old.path().join("a");
+        issue(old.path(), "a", &[], &host, Existing::Keep).unwrap();
+        let both = format!("{old_pem}{new_pem}");
+        fs::write(host.join(CA_CERTIFICATE), &both).unwrap();
+        let info = issue(new.path(), "a", &[], &host, Existing::Replace).unwrap();
+        assert_eq!(read(&host.join(CA_CERTIFICATE)).unwrap(), both);
+        let subjects: Vec<_> =
+            describe_all(&host.join(CA_CERTIFICATE)).unwrap().into_iter().map(|info| info.subject).collect();
+        assert_eq!((subjects.len(), &subjects[1]), (2, &info.issuer));
+        fs::write(host.join(CA_CERTIFICATE), "").unwrap();
+        assert!(matches!(describe_all(&host.join(CA_CERTIFICATE)), Err(Error::Malformed { .. })));
     }
 
     #[test]

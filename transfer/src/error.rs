@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -76,6 +76,38 @@ pub enum Error {
         peer: String,
         /// rustls's reason.
         source: rustls::Error,
+    },
+    /// The peer's certificate has expired.
+    #[error(
+        "the certificate of {peer} expired on {until}; where the authority is, issue a new one (spothop cert issue NAME --force),          and put its host.pem and host.key into that host's tls directory"
+    )]
+    PeerExpired {
+        /// Address of the peer.
+        peer: String,
+        /// Its last day.
+        until: String,
+    },
+    /// This host's own certificate cannot be used now.
+    #[error("no connection to {peer}: {source}")]
+    OwnPeriod {
+        /// Address of the peer.
+        peer: String,
+        /// The file, its date, and what to do.
+        source: crate::certs::Error,
+    },
+    /// The peer does not know a host of our name.
+    #[error("{peer} does not know this host: the name in its certificate is not under [[peers]] there")]
+    Stranger {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// A host with a certificate of our authority is not one of those that we know. Told to nobody but the log.
+    #[error("{peer} has a good certificate for {name:?}, which is not under [[peers]] in this host's configuration")]
+    UnknownName {
+        /// Address of the peer.
+        peer: String,
+        /// The name in its certificate.
+        name: String,
     },
     /// The peer refused *our* certificate.
     #[error(
@@ -268,6 +300,10 @@ impl Error {
                     expected: expected.unwrap_or_default().to_owned(),
                     presented: presented.clone(),
                 }
+            }
+            Some(Tls::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+                let until = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after.as_secs());
+                Self::PeerExpired { peer: peer.to_owned(), until: crate::tls::date(until) }
             }
             Some(source @ (Tls::InvalidCertificate(_) | Tls::NoCertificatesPresented)) => {
                 Self::PeerCertificate { peer: peer.to_owned(), source: source.clone() }

@@ -32,6 +32,7 @@
 pub mod bulk;
 pub mod certs;
 mod codec;
+pub mod credentials;
 pub mod error;
 mod link;
 pub mod session;
@@ -43,6 +44,7 @@ pub mod version;
 mod wire;
 
 pub use bulk::{Limits, Stats};
+pub use credentials::Credentials;
 pub use error::Error;
 pub use session::{Listener, Options, Session, connect, connect_with};
 pub use tls::Identity;

@@ -1,9 +1,11 @@
 //! Who this host is, and the TLS settings that follow.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use jiff::Timestamp;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, SecureRandom, ring};
 use rustls::pki_types::pem::PemObject;
@@ -19,8 +21,17 @@ use crate::certs::{self, CA_CERTIFICATE, Error, HOST_CERTIFICATE, HOST_KEY};
 #[derive(Clone)]
 pub struct Identity {
     name: Arc<str>,
+    /// The certificate's file, and its period.
+    certificate: Arc<Certificate>,
     pub(crate) server: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
+}
+
+#[derive(Debug)]
+struct Certificate {
+    path: PathBuf,
+    not_before: SystemTime,
+    not_after: SystemTime,
 }
 
 impl fmt::Debug for Identity {
@@ -34,8 +45,9 @@ impl Identity {
     ///
     /// # Errors
     /// [`certs::Error::File`], [`certs::Error::Malformed`], [`certs::Error::Nameless`], [`certs::Error::Unusable`] when the
-    /// key does not belong to the certificate. An expired certificate loads; peers will refuse it, and
-    /// [`certs::describe`] shows the date.
+    /// key does not belong to the certificate. An expired certificate loads; peers will refuse it, see
+    /// [`Identity::check_period`]. [`certs::CA_CERTIFICATE`] may hold several authorities, any of which may have issued a
+    /// peer's certificate.
     pub fn load(dir: &Path) -> Result<Self, Error> {
         let unusable = |source| Error::Unusable { directory: dir.to_owned(), source };
         let certificate_path = dir.join(HOST_CERTIFICATE);
@@ -80,13 +92,46 @@ impl Identity {
             .map_err(unusable)?;
         client.resumption = Resumption::disabled();
 
-        Ok(Self { name: name.as_str().into(), server: Arc::new(server), client: Arc::new(client) })
+        let certificate =
+            Certificate { path: certificate_path, not_before: info.not_before, not_after: info.not_after };
+        Ok(Self {
+            name: name.as_str().into(),
+            certificate: Arc::new(certificate),
+            server: Arc::new(server),
+            client: Arc::new(client),
+        })
+    }
+
+    /// Whether the certificate is valid at this moment.
+    ///
+    /// # Errors
+    /// [`certs::Error::Expired`], [`certs::Error::NotYet`].
+    pub fn check_period(&self, now: SystemTime) -> Result<(), Error> {
+        let Certificate { path, not_before, not_after } = &*self.certificate;
+        if now > *not_after {
+            return Err(Error::Expired { path: path.clone(), until: date(*not_after), name: self.name.to_string() });
+        }
+        if now < *not_before {
+            return Err(Error::NotYet { path: path.clone(), from: date(*not_before) });
+        }
+        Ok(())
+    }
+
+    /// The day on which the certificate ends, such as `2027-11-23`.
+    #[must_use]
+    pub fn until(&self) -> String {
+        date(self.certificate.not_after)
     }
 
     /// The host's name: the first DNS name of its certificate.
     pub fn name(&self) -> &str {
         &self.name
     }
+}
+
+/// A day in UTC.
+pub(crate) fn date(at: SystemTime) -> String {
+    Timestamp::try_from(at).map_or_else(|_| "an unknown date".to_owned(), |at| at.strftime("%F").to_string())
 }
 
 /// ring, with AES-128-GCM first: with AES instructions it is the fastest of the three suites, and 128 bits suffice.

@@ -10,21 +10,17 @@ use super::{NetnsError, of_pid, within};
 use crate::tasks;
 
 /// `IPPROTO_TCP`.
-const IPPROTO_TCP: u16 = 6;
-/// `IPPROTO_MPTCP`: what Go programs listen with by default since Go 1.24.
-pub(crate) const IPPROTO_MPTCP: u16 = 262;
+const IPPROTO_TCP: u8 = 6;
 
 /// `SOCK_DIAG_BY_FAMILY`: request and answer of a listing.
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(super) const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `SOCK_DESTROY`: needs CONFIG_INET_DIAG_DESTROY.
 const SOCK_DESTROY: u16 = 21;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 0x1;
+pub(super) const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP: u16 = 0x300;
-/// `INET_DIAG_REQ_PROTOCOL`: a protocol number that does not fit into the request's byte.
-const INET_DIAG_REQ_PROTOCOL: u16 = 3;
+pub(super) const NLM_F_DUMP: u16 = 0x300;
 
 /// `struct nlmsghdr`.
 const HEADER_LEN: usize = 16;
@@ -72,22 +68,17 @@ pub fn reset_connections(pid: i32) -> Result<usize, NetnsError> {
     })
 }
 
-/// The sockets of `protocol`, in any state, in the network namespace of `pid`.
-pub(crate) fn sockets(pid: i32, protocol: u16) -> Result<Vec<Socket>, NetnsError> {
-    let error = |source| NetnsError::Diagnostics { what: "list sockets", source };
-    within(&of_pid(pid), || Diagnostics::open().and_then(|n| n.list(protocol, ANY_STATE)).map_err(error))
-}
-
-struct Diagnostics(OwnedFd);
+/// A netlink socket for questions to the kernel's socket diagnostics.
+pub(super) struct Diagnostics(OwnedFd);
 
 impl Diagnostics {
     /// A socket in the calling thread's namespace.
-    fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let protocol = SockProtocol::NetlinkSockDiag;
         Ok(Self(socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?))
     }
 
-    fn list(&self, protocol: u16, states: u32) -> io::Result<Vec<Socket>> {
+    fn list(&self, protocol: u8, states: u32) -> io::Result<Vec<Socket>> {
         let mut sockets = Vec::new();
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             self.send(&request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, protocol, states, &[0; SOCKET_ID_LEN]))?;
@@ -114,13 +105,13 @@ impl Diagnostics {
         }
     }
 
-    fn send(&self, message: &[u8]) -> io::Result<()> {
+    pub(super) fn send(&self, message: &[u8]) -> io::Result<()> {
         let kernel = NetlinkAddr::new(0, 0);
         sendmsg(self.0.as_raw_fd(), &[IoSlice::new(message)], &[], MsgFlags::empty(), Some(&kernel))?;
         Ok(())
     }
 
-    fn receive(&self) -> io::Result<Vec<u8>> {
+    pub(super) fn receive(&self) -> io::Result<Vec<u8>> {
         // The kernel fills at most 32 KiB per message of a dump (NLMSG_GOODSIZE rounded up by netlink_dump).
         let mut buffer = vec![0; 64 << 10];
         let length = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -129,21 +120,22 @@ impl Diagnostics {
     }
 }
 
-/// `struct nlmsghdr`, `struct inet_diag_req_v2`, and the protocol as an attribute when it does not fit into a byte.
-fn request(kind: u16, flags: u16, family: u8, protocol: u16, states: u32, id: &[u8; SOCKET_ID_LEN]) -> Vec<u8> {
+/// `struct nlmsghdr`, `struct inet_diag_req_v2`.
+fn request(kind: u16, flags: u16, family: u8, protocol: u8, states: u32, id: &[u8; SOCKET_ID_LEN]) -> Vec<u8> {
+    let mut body = vec![family, protocol, 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    message(kind, flags | NLM_F_REQUEST, &body)
+}
+
+/// A netlink message: `struct nlmsghdr` and its body.
+pub(super) fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut message = vec![0; HEADER_LEN];
-    message.extend([family, u8::try_from(protocol).unwrap_or(u8::MAX), 0, 0]);
-    message.extend(states.to_ne_bytes());
-    message.extend(id);
-    if u8::try_from(protocol).is_err() {
-        message.extend(8_u16.to_ne_bytes());
-        message.extend(INET_DIAG_REQ_PROTOCOL.to_ne_bytes());
-        message.extend(u32::from(protocol).to_ne_bytes());
-    }
+    message.extend(body);
     let length = message.len() as u32;
     message[0..4].copy_from_slice(&length.to_ne_bytes());
     message[4..6].copy_from_slice(&kind.to_ne_bytes());
-    message[6..8].copy_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+    message[6..8].copy_from_slice(&flags.to_ne_bytes());
     message
 }
 
@@ -153,9 +145,20 @@ enum Part {
     Done(Vec<Socket>),
 }
 
-/// Reads one datagram of answers; an error message with a number other than 0 is an error.
-fn parse(mut datagram: &[u8]) -> io::Result<Part> {
-    let mut sockets = Vec::new();
+fn parse(datagram: &[u8]) -> io::Result<Part> {
+    let (bodies, done) = answers(datagram)?;
+    let sockets = bodies.into_iter().filter(|body| body.len() >= MESSAGE_LEN).map(|body| {
+        let mut id = [0; SOCKET_ID_LEN];
+        id.copy_from_slice(&body[4..4 + SOCKET_ID_LEN]);
+        Socket { family: body[0], id, inode: u32_at(body, MESSAGE_LEN - 4) }
+    });
+    Ok(if done { Part::Done(sockets.collect()) } else { Part::Sockets(sockets.collect()) })
+}
+
+/// Reads one datagram of answers: their bodies, and whether it was the last; an error message with a number other than 0 is an
+/// error.
+pub(super) fn answers(mut datagram: &[u8]) -> io::Result<(Vec<&[u8]>, bool)> {
+    let mut bodies = Vec::new();
     while datagram.len() >= HEADER_LEN {
         let length = u32_at(datagram, 0) as usize;
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
@@ -164,25 +167,21 @@ fn parse(mut datagram: &[u8]) -> io::Result<Part> {
         }
         let body = &datagram[HEADER_LEN..length];
         match kind {
-            NLMSG_DONE => return Ok(Part::Done(sockets)),
+            NLMSG_DONE => return Ok((bodies, true)),
             NLMSG_ERROR if body.len() >= 4 => match u32_at(body, 0).cast_signed() {
-                0 => return Ok(Part::Done(sockets)),
+                0 => return Ok((bodies, true)),
                 errno => return Err(io::Error::from_raw_os_error(-errno)),
             },
-            SOCK_DIAG_BY_FAMILY if body.len() >= MESSAGE_LEN => {
-                let mut id = [0; SOCKET_ID_LEN];
-                id.copy_from_slice(&body[4..4 + SOCKET_ID_LEN]);
-                sockets.push(Socket { family: body[0], id, inode: u32_at(body, MESSAGE_LEN - 4) });
-            }
+            SOCK_DIAG_BY_FAMILY => bodies.push(body),
             _ => {}
         }
         // Messages are aligned to 4 bytes (NLMSG_ALIGN).
         datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
     }
-    Ok(Part::Sockets(sockets))
+    Ok((bodies, false))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
@@ -198,8 +197,6 @@ mod tests {
         assert_eq!(message[4..8], [20, 0, 1, 3]);
         assert_eq!(message[16..18], [2, 6]);
         assert_eq!(u32_at(&message, 20), 0xb7f);
-        let mptcp = request(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, 2, IPPROTO_MPTCP, ANY_STATE, &[0; SOCKET_ID_LEN]);
-        assert_eq!((mptcp.len(), mptcp[17], u32_at(&mptcp, 76)), (80, 255, 262));
     }
 
     #[test]
@@ -207,13 +204,7 @@ mod tests {
         let mut body = vec![0_u8; MESSAGE_LEN];
         body[0] = 10;
         body[MESSAGE_LEN - 4..].copy_from_slice(&99_u32.to_ne_bytes());
-        let message = |kind: u16, body: &[u8]| {
-            let mut m = ((HEADER_LEN + body.len()) as u32).to_ne_bytes().to_vec();
-            m.extend(kind.to_ne_bytes());
-            m.extend([0; 10]);
-            m.extend(body);
-            m
-        };
+        let message = |kind, body: &[u8]| message(kind, 0, body);
         let listing = [message(SOCK_DIAG_BY_FAMILY, &body), message(NLMSG_DONE, &[0; 4])].concat();
         let Part::Done(sockets) = parse(&listing).unwrap() else { panic!("not done") };
         assert_eq!((sockets.len(), sockets[0].family, sockets[0].inode), (1, 10, 99));

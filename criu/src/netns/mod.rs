@@ -3,6 +3,7 @@
 mod connections;
 mod own;
 mod silence;
+mod unix;
 
 use std::fs::File;
 use std::io;
@@ -12,9 +13,9 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns};
 
 pub use self::connections::reset_connections;
-pub(crate) use self::connections::{IPPROTO_MPTCP, sockets};
 pub use self::own::{Opening, OwnNetns, hold, open};
-pub use self::silence::{silence, unsilence};
+pub use self::silence::{silence, tables, unsilence};
+pub(crate) use self::unix::{Backlog, backlogs};
 use crate::command::CommandError;
 
 /// Why a network namespace could not be used.

@@ -39,6 +39,22 @@ pub fn unsilence(pid: i32) -> Result<(), NetnsError> {
     })
 }
 
+/// The nftables tables in the namespace of `pid`, each as `<family> <name>`, such as `netdev spothop`.
+///
+/// # Errors
+/// When the process is gone or `nft` fails.
+pub fn tables(pid: i32) -> Result<Vec<String>, NetnsError> {
+    within(&of_pid(pid), || {
+        let listing = command::run(Command::new("nft").args(["list", "tables"]), None)?;
+        Ok(listed(&String::from_utf8_lossy(&listing.stdout)))
+    })
+}
+
+/// What `nft list tables` prints: `table inet CRIU-4f1c…`, one a line.
+fn listed(listing: &str) -> Vec<String> {
+    listing.lines().filter_map(|line| line.trim().strip_prefix("table ")).map(str::to_owned).collect()
+}
+
 /// Interfaces of the calling thread's namespace, without loopback.
 fn interfaces() -> Result<Vec<String>, NetnsError> {
     let all = nix::net::if_::if_nameindex()
@@ -74,6 +90,11 @@ mod tests {
         assert!(text.starts_with("add table netdev spothop\ndelete table netdev spothop\nadd table netdev spothop\n"));
         assert_eq!(text.matches("policy drop").count(), 4);
         assert!(text.contains("hook egress device \"eth1\""));
+    }
+
+    #[test]
+    fn tables_are_listed_by_family_and_name() {
+        assert_eq!(listed("table ip nat\ntable netdev spothop\n"), ["ip nat", "netdev spothop"]);
     }
 
     #[test]

@@ -18,8 +18,8 @@ use spothop_policy::Plan;
 use tokio::net::UnixStream;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, HostView, MigrateRequest, MigrationView, Open, PlanRequest,
-    Problem, ProblemCode, ResolveRequest, Runs, Status,
+    Accepted, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, Open,
+    PlanRequest, Problem, ProblemCode, ResolveRequest, Runs, Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -173,6 +173,14 @@ impl Client {
     /// [`ClientError`]; the daemon refuses while the other host answers.
     pub async fn resolve(&self, id: &str, runs: Runs) -> Result<MigrationView, ClientError> {
         self.post(&format!("/v1/migrations/{}/resolution", escape(id)), &ResolveRequest { runs }).await
+    }
+
+    /// CRIU's log of one migration on this host.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Refused`] when none is kept.
+    pub async fn log(&self, id: &str) -> Result<LogView, ClientError> {
+        self.get(&format!("/v1/migrations/{}/log", escape(id))).await
     }
 
     /// The last `limit` migrations, newest first.

@@ -8,7 +8,8 @@
 //! | `POST /v1/plan` with [`PlanRequest`] | [`spothop_policy::Plan`] |
 //! | `POST /v1/migrations` with [`MigrateRequest`] | [`Accepted`] |
 //! | `POST /v1/evacuations` with [`EvacuateRequest`] | [`Accepted`] |
-//! | `GET /v1/migrations/{id}` | [`MigrationView`] |
+//! | `GET /v1/migrations/{id}` | [`MigrationView`], with its [`LogSummary`] |
+//! | `GET /v1/migrations/{id}/log` | [`LogView`] |
 //! | `GET /v1/events?migration=ID&migration=ID` | one [`Event`] a line (NDJSON); without ids: every event, endless |
 //! | `GET /v1/history?limit=N` | `Vec<`[`MigrationView`]`>`, newest first |
 //!
@@ -18,10 +19,12 @@
 mod client;
 mod server;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use spothop_criu::log::Triage;
 
 pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
@@ -146,6 +149,33 @@ pub struct MigrationView {
     pub bytes_sent: u64,
     /// The same after compression.
     pub bytes_on_wire: u64,
+    /// CRIU's log of it on this host. Not in lists, and none when CRIU was not called or newer logs have taken its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogSummary>,
+}
+
+/// What is known of CRIU's log of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSummary {
+    /// Where it is; compressed by zstd once the migration is over.
+    pub path: PathBuf,
+    /// CRIU's error, if it made one.
+    #[serde(flatten)]
+    pub triage: Triage,
+}
+
+/// CRIU's log of a migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogView {
+    /// The migration's id.
+    pub migration: String,
+    /// Which end of it this host is: the source's is a dump, the target's a restore.
+    pub side: Side,
+    /// Where it is, and what it means.
+    #[serde(flatten)]
+    pub summary: LogSummary,
+    /// The log itself. The middle of a long one is left out.
+    pub text: String,
 }
 
 impl MigrationView {

@@ -15,19 +15,20 @@ use axum::{Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use spothop_criu::log::Triage;
 use tokio::net::UnixListener;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, MigrateRequest, MigrationView, Open, Outcome,
-    PlanRequest, Problem, ProblemCode, ResolveRequest, Status,
+    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
+    MigrationView, Open, Outcome, PlanRequest, Problem, ProblemCode, ResolveRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
 use crate::migration::evacuation::{self, Question};
 use crate::migration::resolve;
-use crate::migration::{Context, Error, MANUAL, Side, chain, unpanicked};
+use crate::migration::{Context, CriuLog, Error, Logs, MANUAL, Side, chain, unpanicked};
 use crate::orchestrator;
 
 /// Lines of events that wait for a slow reader before it is left behind.
@@ -60,6 +61,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/migrations", post(migrate))
         .route("/v1/migrations/{id}", get(migration))
         .route("/v1/migrations/{id}/resolution", get(resolution).post(resolve))
+        .route("/v1/migrations/{id}/log", get(log))
         .route("/v1/evacuations", post(evacuate))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
@@ -173,7 +175,21 @@ async fn evacuate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<A
 }
 
 async fn migration(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<MigrationView> {
-    known(&context, &id).await.map(Json)
+    let mut view = known(&context, &id).await?;
+    // The record is worth showing without it.
+    view.log = criu_log(&context, &view).await.ok().flatten().map(|log| summary(&log));
+    Ok(Json(view))
+}
+
+async fn log(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<LogView> {
+    let view = known(&context, &id).await?;
+    let Some(log) = criu_log(&context, &view).await? else {
+        let message = format!(
+            "no log of CRIU is kept for migration {id}: it ended before CRIU was called here, or newer logs have taken its place"
+        );
+        return Err(Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, message)));
+    };
+    Ok(Json(LogView { migration: view.id, side: view.side, summary: summary(&log), text: log.text }))
 }
 
 async fn known(context: &Context, id: &str) -> Result<MigrationView, Failure> {
@@ -197,6 +213,19 @@ async fn resolve(
     let migration = known(&context, &id).await?;
     resolve::resolve(&context, migration, runs).await?;
     known(&context, &id).await.map(Json)
+}
+
+async fn criu_log(context: &Context, view: &MigrationView) -> Result<Option<CriuLog>, Failure> {
+    let (logs, workspace) = (Logs::of(&context.state), context.workspace(view.side, &view.id));
+    let (id, side) = (view.id.clone(), view.side);
+    unpanicked(tokio::task::spawn_blocking(move || logs.read(&workspace, &id, side)).await).map_err(|error| {
+        let message = format!("CRIU's log of migration {} cannot be read: {error}", view.id);
+        Failure(StatusCode::INTERNAL_SERVER_ERROR, problem(ProblemCode::Internal, message))
+    })
+}
+
+fn summary(log: &CriuLog) -> LogSummary {
+    LogSummary { path: log.path.clone(), triage: Triage::of_text(&log.text) }
 }
 
 #[derive(Deserialize)]

@@ -129,6 +129,9 @@ pub struct StatusArgs {
     /// Go on showing what happens: to that migration until it is finished, or to all without end
     #[arg(long, short)]
     pub follow: bool,
+    /// Show CRIU's log of that migration on this host, and nothing else
+    #[arg(long, requires = "id", conflicts_with = "follow")]
+    pub log: bool,
 }
 
 /// `spothop resolve`.
@@ -222,6 +225,13 @@ mod tests {
         let error = Cli::try_parse_from(["spothop", "evacuate", "--in", "120"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("with its unit"), "{error}");
+    }
+
+    #[test]
+    fn a_log_is_that_of_one_migration() {
+        assert!(Cli::try_parse_from(["spothop", "status", "--log"]).is_err());
+        assert!(Cli::try_parse_from(["spothop", "status", "7", "--log", "-f"]).is_err());
+        assert!(Cli::try_parse_from(["spothop", "status", "7", "--log"]).is_ok());
     }
 
     #[test]

@@ -150,6 +150,11 @@ async fn status(client: &Client, args: args::StatusArgs, output: &mut Output) ->
         output.result(&status, || show::status(&status, Timestamp::now(), &TimeZone::system()))?;
         return Ok(Exit::Ok);
     };
+    if args.log {
+        let log = client.log(&id).await?;
+        output.result(&log, || log.text.clone())?;
+        return Ok(Exit::Ok);
+    }
     let mut view = client.migration(&id).await?;
     if args.follow {
         // The full id: the user may have given a part of it.

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use spothop_criu::log::FailureKind;
 use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay};
 
 use super::table::Table;
-use crate::api::{ContainerView, HostView, MigrationView, Open, Outcome, Status};
+use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, Status};
 use crate::config::units::show_duration;
 use crate::migration::{Phase, Side};
 
@@ -212,6 +213,9 @@ pub(super) fn migration(migration: &MigrationView) -> String {
         }
     };
     out.push_str(&timeline(migration));
+    if let Some(log) = &migration.log {
+        criu_log(&mut out, migration, log);
+    }
     out
 }
 
@@ -233,6 +237,19 @@ pub(super) fn open(open: &Open) -> String {
         let _ = writeln!(out, "  spothop resolve {id} --there  {}", open.there);
     }
     out
+}
+
+/// Where CRIU's log is, and what it means if it says why.
+fn criu_log(out: &mut String, migration: &MigrationView, log: &LogSummary) {
+    // A dump that was given up because of somebody else says no more than that.
+    let kind = log.triage.kind.filter(|kind| *kind != FailureKind::Script);
+    if let (Some(Outcome::Aborted), Some(error), Some(kind)) = (migration.outcome, &log.triage.error, kind) {
+        if !migration.reason.as_deref().is_some_and(|reason| reason.contains(error.as_str())) {
+            let _ = writeln!(out, "  {}", log.triage);
+        }
+        let _ = writeln!(out, "  {}", kind.remedy());
+    }
+    let _ = writeln!(out, "  CRIU's log: {} (spothop status {} --log)", log.path.display(), migration.id);
 }
 
 fn timeline(migration: &MigrationView) -> String {

@@ -25,18 +25,36 @@ pub(super) fn check(config: &Config, now: SystemTime) -> Vec<Check> {
     }
     let [authority, own, key] = paths;
     let mut checks = Vec::new();
-    for (subject, path) in [("authority", &authority), ("certificate", &own)] {
-        checks.push(match certs::describe(path) {
-            Ok(info) => described(subject, &info, (subject == "certificate").then_some(name), now, issue()),
-            Err(error) => Check::failed(subject, error.to_string(), issue()),
-        });
-    }
+    checks.extend(match certs::describe_all(&authority) {
+        Ok(all) => authorities(&all, &authority, now),
+        Err(error) => vec![Check::failed("authority", error.to_string(), issue())],
+    });
+    checks.push(match certs::describe(&own) {
+        Ok(info) => described("certificate", &info, Some(name), now, issue()),
+        Err(error) => Check::failed("certificate", error.to_string(), issue()),
+    });
     checks.push(key_mode(&key));
     // Last, since its error is the least precise: do the three belong together?
     if let Err(error) = Identity::load(dir) {
         checks.push(Check::failed("tls", error.to_string(), issue()));
     }
     checks
+}
+
+/// Each authority that this host trusts. One whose time is over does no harm as long as there is another.
+fn authorities(all: &[CertificateInfo], path: &Path, now: SystemTime) -> Vec<Check> {
+    let advice = "make a new authority elsewhere (spothop cert init --dir NEW), append its ca.pem to every host's, issue every \
+                  host's certificate with it, and only then take the old one out";
+    let another = all.iter().any(|info| info.not_after >= now);
+    let one = |info: &CertificateInfo| match described("authority", info, None, now, advice.to_owned()) {
+        check if another && info.not_after < now => Check::warning(
+            "authority",
+            format!("{} {}", info.subject, check.finding),
+            format!("take it out of {}", path.display()),
+        ),
+        check => check,
+    };
+    all.iter().map(one).collect()
 }
 
 /// The certificate's period, and its name if it must have one.
@@ -119,6 +137,25 @@ mod tests {
         assert!(soon.iter().any(|check| check.subject == "certificate" && check.verdict == Verdict::Warning));
         let late = failures(&config, end + Duration::from_secs(1));
         assert!(late.iter().any(|failure| failure.starts_with("certificate: expired on ")), "{late:?}");
+    }
+
+    #[test]
+    fn each_authority_is_looked_at_and_one_that_is_over_may_go() {
+        let (dir, config) = host("a");
+        let other = tempfile::tempdir().unwrap();
+        let old = certs::init(other.path(), Existing::Keep).unwrap();
+        let [ours, theirs] =
+            [&dir, &other].map(|dir| fs::read_to_string(dir.path().join(certs::CA_CERTIFICATE)).unwrap());
+        fs::write(dir.path().join(certs::CA_CERTIFICATE), ours + &theirs).unwrap();
+        assert!(failures(&config, SystemTime::now()).is_empty());
+        assert_eq!(check(&config, SystemTime::now()).len(), 4);
+
+        let new = CertificateInfo { not_after: old.not_after + Duration::from_secs(1000), ..old.clone() };
+        let (path, late) = (Path::new("ca.pem"), old.not_after + Duration::from_secs(1));
+        let verdicts =
+            |all: &[CertificateInfo]| authorities(all, path, late).iter().map(|c| c.verdict).collect::<Vec<_>>();
+        assert_eq!(verdicts(&[old.clone(), new]), [Verdict::Warning, Verdict::Warning]);
+        assert_eq!(verdicts(&[old]), [Verdict::Failed]);
     }
 
     #[test]

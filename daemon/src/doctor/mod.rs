@@ -5,6 +5,7 @@
 
 mod certificates;
 mod host;
+mod leaks;
 mod metadata;
 mod through_daemon;
 
@@ -121,6 +122,7 @@ pub async fn examine(config_path: Option<&Path>, client: &Client) -> Report {
     checks.extend(certificates::check(&config, SystemTime::now()));
     checks.extend(metadata::check(&config.notice.aws).await);
     checks.extend(through_daemon::check(&config, client).await);
+    checks.extend(leaks::check(&config).await);
     Report { checks }
 }
 

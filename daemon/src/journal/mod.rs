@@ -634,6 +634,7 @@ impl RawMigration {
             peer: self.peer,
             cause: self.cause,
             reason: self.reason,
+            log: None,
             id: self.id,
         })
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use spothop_transfer::Identity;
+use spothop_transfer::Credentials;
 
 use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Workspace};
@@ -25,8 +25,8 @@ pub struct Context {
     pub journal_path: PathBuf,
     /// The container engine.
     pub engine: Arc<dyn Orchestrator>,
-    /// This host's certificate.
-    pub identity: Identity,
+    /// This host's certificate and authorities, as their files have them.
+    pub credentials: Credentials,
     /// Where migrations announce themselves.
     pub events: Events,
     /// What this host can do and what room it has.
@@ -53,7 +53,8 @@ impl Context {
     pub async fn connect(&self, peer: &str, data_connections: usize) -> Result<Conversation, Error> {
         let known = self.config.peer(peer).ok_or_else(|| Error::UnknownPeer { peer: peer.to_owned() })?;
         let session =
-            spothop_transfer::connect(&known.address.to_string(), peer, &self.identity, data_connections).await?;
+            spothop_transfer::connect(&known.address.to_string(), peer, &self.credentials.current(), data_connections)
+                .await?;
         Ok(Conversation::new(session))
     }
 

@@ -167,7 +167,8 @@ impl Ending {
         for (id, step) in steps {
             match step {
                 Step::Workspace { directory } => {
-                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove()).await)?;
+                    let state = self.context.state.clone();
+                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
                 }
                 Step::Depart { volumes } => self.track.volumes_departed(volumes).await?,
                 _ => {}
@@ -292,11 +293,7 @@ impl Ending {
 
 fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error> {
     match step {
-        Step::Workspace { directory } => {
-            let workspace = Workspace::at(directory);
-            workspace.keep_logs(state, migration);
-            Ok(workspace.remove()?)
-        }
+        Step::Workspace { directory } => Ok(Workspace::at(directory).remove(state)?),
         Step::Freeze { task } if task.is_alive() => {
             // A CRIU that was killed left the connections mute. They are all that suffers if this fails.
             if let Err(failure) = repair::release(task.pid) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use spothop_transfer::Listener;
 use tokio::time::timeout;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::error::chain;
 use super::message::{Answer, Request};
@@ -29,11 +29,6 @@ pub async fn listen(context: Arc<Context>, mut listener: Listener) {
 }
 
 async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), Error> {
-    if context.config.peer(peer.peer()).is_none() {
-        let stranger = Error::UnknownPeer { peer: peer.peer().to_owned() };
-        warn!("refused: {stranger}");
-        return peer.reply(&Answer::Failed { reason: stranger.to_string() }).await;
-    }
     let name = peer.peer().to_owned();
     while let Some(request) = peer.hear().await? {
         let answer = match request {

@@ -481,7 +481,8 @@ impl Target {
             match step {
                 Step::Pending { marker } => remove_marker(marker)?,
                 Step::Workspace { directory } => {
-                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove()).await)?;
+                    let state = self.context.state.clone();
+                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
                 }
                 _ => {}
             }
@@ -554,12 +555,8 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
     for (id, step) in track.unsettled().await? {
         match step {
             Step::Workspace { directory } => {
-                let (workspace, state, id) = (Workspace::at(directory), context.state.clone(), track.id.to_string());
-                let removed = spawn_blocking(move || {
-                    workspace.keep_logs(&state, &id);
-                    workspace.remove()
-                });
-                unpanicked(removed.await)?;
+                let state = context.state.clone();
+                unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
             }
             Step::Create { offer } => {
                 context.engine.discard(&offer.recipe, &offer.migration).await?;

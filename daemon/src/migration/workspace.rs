@@ -7,18 +7,14 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tracing::warn;
 
-use super::Side;
+use super::{Logs, Side};
 
 /// Where all runtime state lives; systemd makes it (`RuntimeDirectory=`) and keeps it over a restart of the daemon.
 pub const RUNTIME_DIRECTORY: &str = "/run/spothop";
 
 /// Besides the pages: CRIU's other images and logs. A thousand tasks need about 30 MiB of them.
 const METADATA_BYTES: u64 = 64 << 20;
-
-/// A log has some ten kilobytes.
-const LOGS_KEPT: usize = 100;
 
 /// The directory cannot be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -84,30 +80,12 @@ impl Workspace {
             })
     }
 
-    /// Copies CRIU's logs to `logs/<migration>.dump.log` and `.restore.log` below the state directory, for whoever wants to know more
-    /// than the error says. The newest [`LOGS_KEPT`] stay.
-    pub fn keep_logs(&self, state: &Path, migration: &str) {
-        let logs = state.join("logs");
-        let kept = DirBuilder::new().recursive(true).mode(0o700).create(&logs).and_then(|()| {
-            for log in ["dump.log", "work/restore.log"].map(|log| self.directory.join(log)) {
-                let Some(name) = log.file_name().filter(|_| log.exists()) else { continue };
-                fs::copy(&log, logs.join(format!("{migration}.{}", name.display())))?;
-            }
-            // Migration ids are UUIDv7: their order is that of time.
-            let mut names: Vec<_> = logs.read_dir()?.flatten().map(|entry| entry.path()).collect();
-            names.sort();
-            names.iter().rev().skip(LOGS_KEPT).try_for_each(fs::remove_file)
-        });
-        if let Err(error) = kept {
-            warn!(migration, %error, "CRIU's logs were not kept");
-        }
-    }
-
-    /// Unmounts and removes it. Does nothing if it is not there.
+    /// Unmounts and removes it, but for CRIU's logs, which are kept below `state`. Does nothing if it is not there.
     ///
     /// # Errors
     /// It is there and cannot be removed.
-    pub fn remove(&self) -> Result<(), WorkspaceError> {
+    pub fn remove(&self, state: &Path) -> Result<(), WorkspaceError> {
+        Logs::of(state).keep(self);
         let failed = |doing| move |source| WorkspaceError { path: self.directory.clone(), doing, source };
         loop {
             // Lazily: a CRIU that is just ending may still have its directory open.

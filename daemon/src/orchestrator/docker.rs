@@ -3,6 +3,7 @@
 mod create;
 mod image;
 mod inspect;
+mod trace;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::time::timeout;
 
 use self::inspect::Surroundings;
+pub use self::trace::Trace;
 use super::network::keeps_addresses;
 use super::{
     ByteStream, Container, CreateOptions, Created, Engine, Error, Image, MIGRATION, Network, Orchestrator, Recipe,

@@ -31,7 +31,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::AsyncRead;
 
 pub use container::{Container, Image, Volume};
-pub use docker::Docker;
+pub use docker::{Docker, Trace};
 pub use error::Error;
 pub use network::{Attachment, Identity, Mode, Network};
 pub use obstacle::Obstacle;

@@ -17,6 +17,13 @@ fn assert_unharmed(scene: &Scene, hosts: &[&str]) {
     assert_eq!(inspect["RestartCount"], 0);
 }
 
+/// What `spothop status ID --log` prints on a host, once the migration is over there.
+fn criu_log(scene: &Scene, host: &str, migration: &serde_json::Value) -> String {
+    let id = migration["id"].as_str().expect("an id");
+    scene.eventually(host, &format!("spothop status {id} --json | grep -q 'logs/{id}[.].*[.]zst'"));
+    scene.sh(host, &format!("spothop status {id} --log"))
+}
+
 /// Lets the daemon of `host` fail at a phase, once its own unit says so.
 fn fails_at(scene: &Scene, host: &str, phase: &str) {
     let (redis, client) = under_load(scene, 4);
@@ -37,11 +44,13 @@ fn fails_at(scene: &Scene, host: &str, phase: &str) {
     assert_eq!(migration["outcome"], "aborted", "{migration:#}");
     let reason = migration["reason"].to_string();
     assert!(reason.contains("injected"), "{reason}");
+    assert!(criu_log(scene, "a", &migration).contains("Dumping processes"));
     assert_unharmed(scene, &["a", "b"]);
     assert_faithful(client);
     redis.verify().expect("the data of the beginning");
     // And it can be tried again.
-    scene.migrate("a", "r1", "b");
+    let moved = scene.migrate("a", "r1", "b");
+    assert!(criu_log(scene, "b", &moved).contains("Restore finished successfully"));
 }
 
 pub(crate) fn a_failure_at_the_source_after_the_transfer_leaves_the_container_where_it_was(scene: &Scene) {

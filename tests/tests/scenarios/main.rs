@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod doctor;
 mod engine;
 mod faults;
 mod files;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let trials = scenarios![
+        doctor::every_kind_of_leftover_is_found_and_its_command_removes_it,
+        doctor::a_migration_leaves_nothing_for_doctor_to_find,
         redis::a_notice_moves_redis_under_load_with_its_connection_and_every_acknowledged_write,
         redis::a_connection_lives_through_a_move_and_the_move_back,
         redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
@@ -63,6 +66,8 @@ fn main() -> ExitCode {
         targets::a_target_without_memory_refuses_with_figures,
         targets::a_certificate_of_another_authority_is_named_as_the_reason,
         targets::a_certificate_of_another_host_is_named_as_the_reason,
+        targets::a_certificate_is_rotated_without_a_restart,
+        targets::a_host_that_is_not_in_the_inventory_is_refused_and_named_in_the_log,
         targets::a_name_that_is_taken_at_the_target_is_left_alone,
         faults::a_failure_at_the_source_after_the_transfer_leaves_the_container_where_it_was,
         faults::a_failure_at_the_source_after_the_restore_leaves_the_container_where_it_was,

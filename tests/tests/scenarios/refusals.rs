@@ -7,6 +7,10 @@ use crate::scene::{REFUSED, Scene};
 /// Sets up an io_uring (system call 425) and keeps it.
 const IO_URING: &str = include_str!("programs/io_uring.py");
 
+/// A unix listener that does not accept, and an unconnected socket of multipath TCP.
+const BACKLOG: &str = include_str!("programs/backlog.py");
+const MULTIPATH: &str = include_str!("programs/multipath.py");
+
 const SLEEP: &[&str] = &["sleep", "1000"];
 
 pub(crate) fn what_cannot_be_moved_is_shown_with_its_reason_before_any_notice(scene: &Scene) {
@@ -14,15 +18,22 @@ pub(crate) fn what_cannot_be_moved_is_shown_with_its_reason_before_any_notice(sc
     scene.run("a", "ring", "--security-opt=seccomp=unconfined python", &["python3", "-c", IO_URING]);
     let said = scene.follow("a", "docker logs --follow ring").until(|_| true);
     assert_eq!(said, "ring", "this machine has no io_uring to try with");
+    for (name, program) in [("backlog", BACKLOG), ("multipath", MULTIPATH)] {
+        scene.run("a", name, "python", &["python3", "-c", program]);
+        let said = scene.follow("a", &format!("docker logs --follow {name} 2>&1")).until(|_| true);
+        assert_eq!(said, "ready", "{name}");
+    }
     let cases: &[(&str, &str, &[&str])] = &[
         ("ring", "", &["io_uring"]),
+        ("backlog", "", &["does not accept", "unix socket"]),
+        ("multipath", "", &["multipath TCP"]),
         ("hostpid", "--pid=host", &["pid namespace"]),
         ("device", "--device=/dev/net/tun", &["/dev/net/tun"]),
         ("bound", "--volume=/srv/data:/data", &["/srv/data", "io.spothop.mount./data=shared"]),
         ("boss", "--privileged", &["privileged"]),
         ("never", "--label=io.spothop.migrate=never", &["io.spothop.migrate=never"]),
     ];
-    for (name, options, _) in &cases[1..] {
+    for (name, options, _) in &cases[3..] {
         scene.run("a", name, &format!("{options} python"), SLEEP);
     }
     scene.run("a", "fine", "python", SLEEP);

@@ -1,7 +1,7 @@
 //! Targets that will not do: the container goes on where it is, and the reason is precise.
 
 use crate::redis::{assert_faithful, under_load};
-use crate::scene::{ABORTED, Answer, REFUSED, Scene};
+use crate::scene::{ABORTED, Answer, HOSTS, REFUSED, Scene};
 
 /// Asks for a migration that must be refused for each of these reasons, with the container and its connection untouched.
 fn assert_refused(scene: &Scene, reasons: &[&str]) {
@@ -21,16 +21,17 @@ fn said_by(answer: &Answer) -> String {
     format!("{} {}", answer.json, answer.stderr)
 }
 
-/// Puts a file of host `b` back, and restarts its daemon, when a scenario is over.
+/// Puts a file of a host back, and restarts its daemon, when a scenario is over.
 struct PutBack<'a> {
     scene: &'a Scene,
+    host: &'static str,
     path: &'static str,
 }
 
 impl<'a> PutBack<'a> {
-    fn later(scene: &'a Scene, path: &'static str) -> Self {
-        scene.sh("b", &format!("rm -rf {path}.kept; cp -a {path} {path}.kept"));
-        Self { scene, path }
+    fn later(scene: &'a Scene, host: &'static str, path: &'static str) -> Self {
+        scene.sh(host, &format!("rm -rf {path}.kept; cp -a {path} {path}.kept"));
+        Self { scene, host, path }
     }
 }
 
@@ -39,21 +40,21 @@ impl Drop for PutBack<'_> {
         let path = self.path;
         // A panic here, while another one is on its way, would hide the reason of both.
         let script = format!("rm -rf {path}; mv {path}.kept {path}; systemctl restart spothop");
-        if let Err(error) = self.scene.output("b", ["sh", "-ec", &script]) {
-            eprintln!("b is not as it was: {error}");
+        if let Err(error) = self.scene.output(self.host, ["sh", "-ec", &script]) {
+            eprintln!("{} is not as it was: {error}", self.host);
         }
     }
 }
 
 pub(crate) fn a_target_without_memory_refuses_with_figures(scene: &Scene) {
-    let _later = PutBack::later(scene, "/etc/spothop/config.toml");
+    let _later = PutBack::later(scene, "b", "/etc/spothop/config.toml");
     scene.sh("b", "printf '\\n[limits]\\nmemory_reserve = \"1TiB\"\\n' >> /etc/spothop/config.toml");
     scene.restart_daemon("b");
     assert_refused(scene, &["memory", "MiB"]);
 }
 
 pub(crate) fn a_certificate_of_another_authority_is_named_as_the_reason(scene: &Scene) {
-    let _later = PutBack::later(scene, "/etc/spothop/tls");
+    let _later = PutBack::later(scene, "b", "/etc/spothop/tls");
     scene.sh(
         "b",
         "rm -rf /tmp/other; spothop cert init --dir /tmp/other; rm -r /etc/spothop/tls; \
@@ -66,13 +67,69 @@ pub(crate) fn a_certificate_of_another_authority_is_named_as_the_reason(scene: &
 }
 
 pub(crate) fn a_certificate_of_another_host_is_named_as_the_reason(scene: &Scene) {
-    let _later = PutBack::later(scene, "/etc/spothop/tls");
+    let _later = PutBack::later(scene, "b", "/etc/spothop/tls");
     // Of the right authority, whose key is not on the hosts.
     scene.issue_certificate("mallory", "b");
     scene.restart_daemon("b");
     let hosts = said_by(&scene.spothop("a", &["hosts"]));
     assert!(hosts.contains("mallory"), "{hosts}");
     assert_refused(scene, &["mallory"]);
+}
+
+/// Writes a file into a host's tls directory.
+fn put(scene: &Scene, host: &str, file: &str, text: &str) {
+    scene.sh(host, &format!("cat > /etc/spothop/tls/{file} <<'END'\n{text}\nEND"));
+}
+
+pub(crate) fn a_certificate_is_rotated_without_a_restart(scene: &Scene) {
+    let _later = HOSTS.map(|host| PutBack::later(scene, host, "/etc/spothop/tls"));
+    let daemons = || HOSTS.map(|host| scene.sh(host, "systemctl show --property=MainPID --value spothop"));
+    let (redis, client) = under_load(scene, 4);
+    let before = daemons();
+    scene.migrate("a", "r1", "b");
+
+    scene.sh(
+        "a",
+        "rm -rf /tmp/new; spothop cert init --dir /tmp/new; \
+         for host in a b; do spothop cert issue $host --dir /tmp/new --out /tmp/new/$host; done",
+    );
+    let new = |file: &str| scene.sh("a", &format!("cat /tmp/new/{file}"));
+    // The new authority is trusted everywhere before it has issued anything that is used.
+    for host in HOSTS {
+        let old = scene.sh(host, "cat /etc/spothop/tls/ca.pem");
+        put(scene, host, "ca.pem", &format!("{old}\n{}", new("ca.pem")));
+    }
+    // One host after the other; in between they are of two authorities, and half of a pair changes nothing.
+    put(scene, "a", "host.pem", &new("a/host.pem"));
+    scene.migrate("b", "r1", "a");
+    put(scene, "a", "host.key", &new("a/host.key"));
+    scene.migrate("a", "r1", "b");
+    put(scene, "b", "host.pem", &new("b/host.pem"));
+    put(scene, "b", "host.key", &new("b/host.key"));
+    scene.sh("b", "systemctl reload spothop");
+    scene.eventually("b", "journalctl --unit=spothop --lines=50 | grep -q 'certificates were read again'");
+    // The old one goes.
+    for host in HOSTS {
+        put(scene, host, "ca.pem", &new("ca.pem"));
+    }
+    scene.migrate("b", "r1", "a");
+
+    assert_eq!(daemons(), before, "no daemon was started again");
+    assert_faithful(client);
+    redis.verify().expect("the data of the beginning");
+}
+
+pub(crate) fn a_host_that_is_not_in_the_inventory_is_refused_and_named_in_the_log(scene: &Scene) {
+    let _later = PutBack::later(scene, "b", "/etc/spothop/config.toml");
+    scene.sh("b", "sed -i 's/^name = \"a\"$/name = \"somebody\"/' /etc/spothop/config.toml");
+    scene.restart_daemon("b");
+    let hosts = said_by(&scene.spothop("a", &["hosts"]));
+    assert!(hosts.contains("does not know this host"), "{hosts}");
+    scene.eventually(
+        "b",
+        "journalctl --unit=spothop --lines=50 | grep -q 'good certificate for .*a.*, which is not under'",
+    );
+    assert_refused(scene, &["does not know this host"]);
 }
 
 pub(crate) fn a_name_that_is_taken_at_the_target_is_left_alone(scene: &Scene) {

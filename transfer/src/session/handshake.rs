@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::session::Options;
 use crate::socket::{self, Tcp};
 use crate::tls::Identity;
-use crate::version::{self, SUPPORTED};
+use crate::version::{self, SUPPORTED, VersionRange};
 use crate::wire::hello::{self, Hello, Role, Token, Verdict, Welcome};
 
 /// What is known of the other side after TLS.
@@ -52,6 +52,7 @@ pub(crate) async fn connect(
     identity: &Identity,
     options: &Options,
 ) -> Result<(client::TlsStream<Tcp>, SocketAddr, PeerIdentity), Error> {
+    identity.check_period(SystemTime::now()).map_err(|source| Error::OwnPeriod { peer: address.to_owned(), source })?;
     let name = ServerName::try_from(expected.to_owned()).map_err(|_| Error::HostName { name: expected.to_owned() })?;
     let failed = |source| Error::Connect { address: address.to_owned(), source: Arc::new(source) };
     let stream = within(options.connect_timeout, address, "the TCP connection", async {
@@ -94,6 +95,7 @@ pub(crate) async fn open(
             }
             Verdict::Version => Err(Error::Version { peer: peer.into(), ours: SUPPORTED, theirs: welcome.versions }),
             Verdict::UnknownSession => Err(Error::UnknownSession { peer: peer.into() }),
+            Verdict::Stranger => Err(Error::Stranger { peer: peer.into() }),
             Verdict::BadHello => {
                 Err(Error::Protocol { peer: peer.into(), rule: "the hello is acceptable to the other side" })
             }
@@ -142,5 +144,7 @@ pub(crate) async fn greet(
 /// Answers a hello. Best effort: a peer that does not get its answer fails by itself, and so will the next read.
 pub(crate) async fn answer(stream: &mut (impl crate::wire::Io + ?Sized), verdict: Verdict, peer: &str) {
     let mut stream = stream;
-    let _ = hello::write(&mut stream, &Welcome { versions: SUPPORTED, verdict }.encode(), peer).await;
+    // A stranger is not even told which release this is.
+    let versions = if verdict == Verdict::Stranger { VersionRange { min: 0, max: 0 } } else { SUPPORTED };
+    let _ = hello::write(&mut stream, &Welcome { versions, verdict }.encode(), peer).await;
 }

@@ -12,9 +12,10 @@ use tracing::{debug, warn};
 
 use super::handshake::{self, PeerIdentity, within};
 use super::{MAX_DATA_CONNECTIONS, Options, Session};
+use crate::credentials::Credentials;
 use crate::error::Error;
 use crate::socket::{self, Tcp};
-use crate::tls::{self, Identity};
+use crate::tls;
 use crate::wire::Connection;
 use crate::wire::hello::{Role, Token, Verdict};
 
@@ -35,7 +36,7 @@ pub struct Listener {
 /// What all handshakes share.
 #[derive(Debug)]
 struct Context {
-    identity: Identity,
+    credentials: Credentials,
     options: Options,
     waiting: Mutex<HashMap<Token, Waiting>>,
 }
@@ -51,23 +52,27 @@ struct Waiting {
 type TlsConnection = tokio_rustls::server::TlsStream<Tcp>;
 
 impl Listener {
-    /// Opens the port with the default [`Options`]. `address` is `host:port`; port 0 takes a free one.
+    /// Opens the port with the default [`Options`]: an [`Identity`](crate::Identity), or [`Credentials`] that are renewed while it is open. `address` is `host:port`; port 0 takes a free one.
     ///
     /// # Errors
     /// [`Error::Bind`].
-    pub async fn bind(address: &str, identity: &Identity) -> Result<Self, Error> {
-        Self::bind_with(address, identity, Options::default()).await
+    pub async fn bind(address: &str, credentials: impl Into<Credentials>) -> Result<Self, Error> {
+        Self::bind_with(address, credentials, Options::default()).await
     }
 
     /// As [`Listener::bind`], with options.
     ///
     /// # Errors
     /// [`Error::Bind`].
-    pub async fn bind_with(address: &str, identity: &Identity, options: Options) -> Result<Self, Error> {
+    pub async fn bind_with(
+        address: &str,
+        credentials: impl Into<Credentials>,
+        options: Options,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::Bind { address: address.to_owned(), source: Arc::new(source) };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        let context = Context { identity: identity.clone(), options, waiting: Mutex::default() };
+        let context = Context { credentials: credentials.into(), options, waiting: Mutex::default() };
         Ok(Self {
             listener,
             local_addr,
@@ -134,8 +139,13 @@ impl Context {
     /// The whole handshake. `None` for a data connection, which has gone to its session.
     async fn welcome(&self, stream: TcpStream, address: SocketAddr, peer: &str) -> Result<Option<Session>, Error> {
         let limit = self.options.handshake_timeout;
-        let (mut stream, known) = handshake::accept(stream, &self.identity, peer, &self.options).await?;
-        match handshake::greet(&mut stream, peer, limit).await? {
+        let (mut stream, known) = handshake::accept(stream, &self.credentials.current(), peer, &self.options).await?;
+        let greeting = handshake::greet(&mut stream, peer, limit).await?;
+        if self.options.peers.as_ref().is_some_and(|peers| !peers.contains(&known.name)) {
+            handshake::answer(&mut stream, Verdict::Stranger, peer).await;
+            return Err(Error::UnknownName { peer: peer.into(), name: known.name });
+        }
+        match greeting {
             (version, Role::Control { data_connections }) => {
                 let count = usize::from(data_connections);
                 if !(1..=MAX_DATA_CONNECTIONS).contains(&count) {

@@ -6,6 +6,7 @@ mod listener;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,6 +45,9 @@ pub struct Options {
     pub max_pending: usize,
     /// The same for one address, so that one host cannot keep the others out. Default 64.
     pub max_pending_per_address: usize,
+    /// The hosts that a listener takes, by the first name in their certificates; another one with a good certificate hears
+    /// [`Error::Stranger`] and nothing else. Default none: every host with a good certificate.
+    pub peers: Option<BTreeSet<String>>,
 }
 
 impl Default for Options {
@@ -54,6 +58,7 @@ impl Default for Options {
             peer_timeout: Duration::from_secs(6),
             max_pending: 256,
             max_pending_per_address: 64,
+            peers: None,
         }
     }
 }
@@ -64,7 +69,7 @@ impl Default for Options {
 ///
 /// # Errors
 /// [`Error::Connect`], [`Error::Timeout`], [`Error::NotSpothop`], [`Error::PeerName`], [`Error::PeerCertificate`],
-/// [`Error::OwnCertificate`], [`Error::Version`], [`Error::Tls`], [`Error::Truncated`], [`Error::Disconnected`].
+/// [`Error::PeerExpired`], [`Error::OwnCertificate`], [`Error::OwnPeriod`], [`Error::Stranger`], [`Error::Version`], [`Error::Tls`], [`Error::Truncated`], [`Error::Disconnected`].
 pub async fn connect(
     address: &str,
     expected_name: &str,

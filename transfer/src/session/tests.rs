@@ -134,16 +134,117 @@ async fn another_host_than_expected_is_refused() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_is_refused() {
+async fn an_expired_certificate_is_refused_with_its_file_and_its_date() {
     let authority = Authority::new();
     let (address, accepted) = host_b(&authority, Options::default()).await;
     let late = authority.path().join("late");
     certs::issue(authority.path(), "late", &[], &late, Existing::Keep).unwrap();
     certs::testing::expire(authority.path(), "late", &late);
-    let error = connect(&address, "b", &Identity::load(&late).unwrap(), 2).await.unwrap_err();
-    assert!(matches!(&error, Error::OwnCertificate { .. }), "{error}");
-    assert!(error.to_string().contains("clocks"), "{error}");
+    let identity = Identity::load(&late).unwrap();
+    // Our own is not even offered.
+    let error = connect(&address, "b", &identity, 2).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(&error, Error::OwnPeriod { .. }), "{text}");
+    assert!(text.contains("late/host.pem expired on ") && text.contains("spothop cert issue late"), "{text}");
+    assert!(text.contains(&identity.until()), "{text}");
     still_open(&authority, &address, accepted).await;
+
+    // A peer's is named with its date.
+    let mut listener = Listener::bind("127.0.0.1:0", &identity).await.unwrap();
+    let address = listener.local_addr().to_string();
+    let accepting = tokio::spawn(async move { listener.accept().await });
+    let error = connect(&address, "late", &authority.identity("a"), 2).await.unwrap_err();
+    assert!(matches!(&error, Error::PeerExpired { until, .. } if *until == identity.until()), "{error}");
+    accepting.abort();
+}
+
+#[tokio::test]
+async fn a_client_with_an_expired_certificate_is_refused_by_the_other_side_too() {
+    let authority = Authority::new();
+    let (address, accepted) = host_b(&authority, Options::default()).await;
+    let late = authority.path().join("late");
+    certs::issue(authority.path(), "late", &[], &late, Existing::Keep).unwrap();
+    certs::testing::expire(authority.path(), "late", &late);
+    // As a host would whose clock is wrong.
+    let stream = TcpStream::connect(&address).await.unwrap();
+    let connector = TlsConnector::from(Identity::load(&late).unwrap().client);
+    let mut stream = connector.connect(ServerName::try_from("b").unwrap(), stream).await.unwrap();
+    let mut heard = Vec::new();
+    let error = stream.read_to_end(&mut heard).await.unwrap_err();
+    assert!(error.to_string().contains("CertificateExpired") && heard.is_empty(), "{error}");
+    still_open(&authority, &address, accepted).await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_in_the_inventory_learns_only_that_it_is_refused() {
+    let authority = Authority::new();
+    let peers = Some(["honest".to_owned()].into());
+    let (address, accepted) = host_b(&authority, Options { peers, ..Options::default() }).await;
+    let error = connect(&address, "b", &authority.identity("mallory"), 2).await.unwrap_err();
+    assert!(matches!(&error, Error::Stranger { .. }), "{error}");
+
+    let stream = TcpStream::connect(&address).await.unwrap();
+    let connector = TlsConnector::from(authority.identity("eve").client);
+    let mut stream = connector.connect(ServerName::try_from("b").unwrap(), stream).await.unwrap();
+    let hello = Hello { versions: crate::version::SUPPORTED, role: Role::Control { data_connections: 1 } };
+    stream.write_all(&hello.encode()).await.unwrap();
+    let mut heard = Vec::new();
+    let _ = stream.read_to_end(&mut heard).await;
+    assert_eq!(heard, b"SPOTHOP\n\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
+    still_open(&authority, &address, accepted).await;
+}
+
+/// A host's directory of certificates, in which they are replaced.
+fn reissue(authority: &Authority, host: &str, directory: &Path) {
+    certs::issue(authority.path(), host, &[], directory, Existing::Replace).unwrap();
+}
+
+#[tokio::test]
+async fn an_authority_is_replaced_without_a_gap_while_sessions_go_on() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let read = |authority: &Authority| std::fs::read_to_string(authority.path().join(CA_CERTIFICATE)).unwrap();
+    let both = read(&old) + &read(&new);
+    let scratch = tempfile::tempdir().unwrap();
+    let [dir_a, dir_b] = ["a", "b"].map(|host| scratch.path().join(host));
+    for (host, directory) in [("a", &dir_a), ("b", &dir_b)] {
+        reissue(&old, host, directory);
+    }
+    let [a, b] = [&dir_a, &dir_b].map(|directory| crate::Credentials::open(directory).unwrap());
+    let mut listener = Listener::bind("127.0.0.1:0", &b).await.unwrap();
+    let address = listener.local_addr().to_string();
+    let (sender, mut accepted) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            sender.send(listener.accept().await).await.unwrap();
+        }
+    });
+    let mut meet = async || {
+        let identity = a.current();
+        let (ours, theirs) = tokio::join!(connect(&address, "b", &identity, 2), accepted.recv());
+        (ours.unwrap(), theirs.unwrap())
+    };
+    let (mut before, mut before_there) = meet().await;
+
+    // Both are trusted everywhere before the first certificate of the new one appears.
+    for directory in [&dir_a, &dir_b] {
+        std::fs::write(directory.join(CA_CERTIFICATE), &both).unwrap();
+    }
+    meet().await;
+    reissue(&new, "a", &dir_a);
+    meet().await;
+    reissue(&new, "b", &dir_b);
+    meet().await;
+    for directory in [&dir_a, &dir_b] {
+        std::fs::write(directory.join(CA_CERTIFICATE), read(&new)).unwrap();
+    }
+    meet().await;
+    // What the old authority has issued is worth nothing any more.
+    let identity = old.identity("a");
+    let error = connect(&address, "b", &identity, 2).await.unwrap_err();
+    assert!(matches!(&error, Error::PeerCertificate { .. } | Error::OwnCertificate { .. }), "{error}");
+    // And the first session has lived through all of it.
+    before.send(b"still here").await.unwrap();
+    assert_eq!(before_there.recv().await.unwrap().unwrap(), b"still here");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0–7 | magic `SPOTHOP\n` |
-//! | 8 | 0: go on; 1: no common version; 2: no such session; 3: bad hello |
+//! | 8 | 0: go on; 1: no common version; 2: no such session; 3: bad hello; 4: unknown host |
 //! | 9 | zero |
 //! | 10–11 | the version chosen, 0 if none |
 //! | 12–13, 14–15 | oldest and newest version spoken |
@@ -95,6 +95,8 @@ pub(crate) enum Verdict {
     UnknownSession,
     /// The hello asks for something out of bounds.
     BadHello,
+    /// The host is not one of those that are let in; the versions are zero then.
+    Stranger,
 }
 
 /// The accepting side's answer.
@@ -118,6 +120,7 @@ impl Welcome {
             Verdict::Version => bytes[8] = 1,
             Verdict::UnknownSession => bytes[8] = 2,
             Verdict::BadHello => bytes[8] = 3,
+            Verdict::Stranger => bytes[8] = 4,
         }
         bytes
     }
@@ -129,6 +132,7 @@ impl Welcome {
             1 => Verdict::Version,
             2 => Verdict::UnknownSession,
             3 => Verdict::BadHello,
+            4 => Verdict::Stranger,
             _ => return Err(Error::Protocol { peer: peer.into(), rule: "a hello is answered with a known verdict" }),
         };
         let versions = VersionRange { min: read_le!(u16, bytes, 12), max: read_le!(u16, bytes, 14) };
@@ -196,7 +200,9 @@ mod tests {
         let accepted = Welcome { versions: VERSIONS, verdict: Verdict::Accepted { version: 2, token: TOKEN } };
         let bytes = b"SPOTHOP\n\0\0\x02\0\x01\0\x03\x020123456789abcdef";
         assert_eq!(&accepted.encode(), bytes);
-        for (code, verdict) in [(1, Verdict::Version), (2, Verdict::UnknownSession), (3, Verdict::BadHello)] {
+        for (code, verdict) in
+            [(1, Verdict::Version), (2, Verdict::UnknownSession), (3, Verdict::BadHello), (4, Verdict::Stranger)]
+        {
             let mut bytes = *b"SPOTHOP\n\0\0\0\0\x01\0\x03\x02\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
             bytes[8] = code;
             let welcome = Welcome { versions: VERSIONS, verdict };

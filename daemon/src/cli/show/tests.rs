@@ -1,5 +1,6 @@
 //! What people get to see, word for word.
 
+use spothop_criu::log::Triage;
 use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score};
 
 use super::*;
@@ -36,6 +37,7 @@ fn moved() -> MigrationView {
         phases: phases.map(|(phase, millis)| PhaseEntry { phase, at: at(millis) }).to_vec(),
         bytes_sent: 1 << 30,
         bytes_on_wire: 300 << 20,
+        log: None,
     }
 }
 
@@ -224,4 +226,32 @@ fn status_shows_the_notice_with_the_time_left() {
     no interruption notice
     no migrations under way
     ");
+}
+
+/// What `status ID` says below the phases.
+fn below_the_phases(reason: &str, log: &str) -> String {
+    let mut view = aborted();
+    view.reason = Some(reason.to_owned());
+    let path = "/var/lib/spothop/logs/m1.dump.log.zst".into();
+    view.log = Some(LogSummary { path, triage: Triage::of_text(log) });
+    let text = migration(&view);
+    let phases = text.find("  aborted ").expect("the last phase");
+    text[phases..].split_once('\n').expect("more lines").1.to_owned()
+}
+
+#[test]
+fn crius_log_is_named_with_what_it_means_unless_that_is_said_already() {
+    let taken = "(0.1) 7: Error (criu/sk-inet.c:1): inet: Can't bind inet socket (id 14): Address already in use\n";
+    insta::assert_snapshot!(below_the_phases("the restore failed", taken), @r"
+    CRIU says: inet: Can't bind inet socket (id 14): Address already in use (a port of the container is taken at the target; free it there or choose another target)
+    another target may help
+    CRIU's log: /var/lib/spothop/logs/m1.dump.log.zst (spothop status 019b76da-a800-7000-8000-000000000002 --log)
+    ");
+    let said = below_the_phases("CRIU says: inet: Can't bind inet socket (id 14): Address already in use", taken);
+    insta::assert_snapshot!(said, @r"
+    another target may help
+    CRIU's log: /var/lib/spothop/logs/m1.dump.log.zst (spothop status 019b76da-a800-7000-8000-000000000002 --log)
+    ");
+    let ours = "(0.1) Error (criu/action-scripts.c:1): Script /hook exited with 1\n";
+    insta::assert_snapshot!(below_the_phases("the peer hung up", ours), @"  CRIU's log: /var/lib/spothop/logs/m1.dump.log.zst (spothop status 019b76da-a800-7000-8000-000000000002 --log)");
 }
