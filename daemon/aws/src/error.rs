@@ -126,25 +126,28 @@ impl Error {
             None if matches!(&error, SdkError::ResponseError(_) | SdkError::ServiceError(_)) => {
                 Self::Nonsense { detail }
             }
-            None => Self::NoAnswer { detail: innermost(&error).map_or(detail, |inner| quote(&inner)) },
+            None => Self::NoAnswer { detail: quote(&innermost(&error)) },
         }
     }
 }
 
+/// The error itself and all of its causes, the first cause last.
+fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| (*error).source())
+}
+
 /// What the SDK says about credentials, wherever in the error that stands.
 fn credentials<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a CredentialsError> {
-    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+    causes(error).find_map(|error| error.downcast_ref())
 }
 
 /// The first cause, which is the system's own word ("Connection refused").
-fn innermost(error: &(dyn StdError + 'static)) -> Option<String> {
-    std::iter::successors(error.source(), |error| error.source()).last().map(ToString::to_string)
+fn innermost(error: &(dyn StdError + 'static)) -> String {
+    causes(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
 fn chain(error: &(dyn StdError + 'static)) -> String {
-    let words: Vec<String> =
-        std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
-    words.join(": ")
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn quote(text: &str) -> String {
