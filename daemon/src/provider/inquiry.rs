@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::{Fate, Instance, Provider, ProviderError};
-use crate::migration::chain;
+use crate::migration::{chain, protocol};
 
 /// Time between two questions to a cloud, at least and at most. Its answer changes within a minute or so at best, and all hosts
 /// of an account share one rate of requests; AWS recommends to begin with "a couple of seconds" and to go up from there.
@@ -53,6 +53,18 @@ impl Word {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         matches!(self, Self::Gone { .. })
+    }
+}
+
+/// As the protocol's decisions take it.
+impl From<&Word> for protocol::Instance {
+    fn from(word: &Word) -> Self {
+        match word {
+            Word::Gone { .. } => Self::Gone,
+            Word::Stopped { .. } => Self::Stopped,
+            Word::MayRun { .. } => Self::MayRun,
+            Word::Unknown { .. } => Self::Unknown,
+        }
     }
 }
 
@@ -212,6 +224,9 @@ mod tests {
             words.push(inquiry.word_by(|| start + PACE.1 * n).await);
         }
         assert_eq!(words.iter().map(Word::is_gone).collect::<Vec<_>>(), [false, false, false, true]);
+        let fence: Vec<protocol::Instance> = words.iter().map(Into::into).collect();
+        use protocol::Instance::{Gone, MayRun, Stopped, Unknown};
+        assert_eq!(fence, [MayRun, Stopped, Unknown, Gone]);
         assert_eq!(words[1].to_string(), "stopped: does not run, but may be started again");
         assert!(words[2].to_string().contains("use a role in account 123456789012"), "{}", words[2]);
         assert_eq!(words[3].to_string(), "gone for good: aws i-1234567890abcdef0 in eu-central-1 is terminated");
