@@ -74,13 +74,13 @@ pub enum Error {
         message: String,
     },
     /// No connection, or it broke.
-    #[error("AWS cannot be reached: {detail}; check route, name resolution and proxy of this machine")]
+    #[error("AWS cannot be reached: {detail}; check route and name resolution of this machine (proxies are not used)")]
     NoAnswer {
         /// What went wrong below HTTP.
         detail: String,
     },
     /// No answer in time.
-    #[error("AWS did not answer within {:.0} s; check route and proxy of this machine", limit.as_secs_f64())]
+    #[error("AWS did not answer within {:.0} s; check this machine's route to it (proxies are not used)", limit.as_secs_f64())]
     TimedOut {
         /// How long it was waited for.
         limit: Duration,
@@ -89,7 +89,7 @@ pub enum Error {
     #[error("EC2 left the instance out of its answer, as it does with instances of another account")]
     LeftOut,
     /// An answer that AWS would not give.
-    #[error("the answer is not one of AWS: {detail}; check proxy and AWS_ENDPOINT_URL")]
+    #[error("the answer is not one of AWS: {detail}; check AWS_ENDPOINT_URL and what stands between")]
     Nonsense {
         /// What is wrong with it.
         detail: String,

@@ -8,8 +8,9 @@
 //! - `DescribeInstances` with one id, which needs the permission `ec2:DescribeInstances`;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
-//! Credentials, profiles, proxies and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
-//! the SDK's: environment, `~/.aws`, web identity, container, and at last the role of the instance.
+//! Credentials, profiles and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
+//! the SDK's: environment, `~/.aws`, web identity, container, and at last the role of the instance. No proxy is used: what
+//! stands between is one more that could answer for EC2.
 
 mod error;
 #[cfg(test)]
