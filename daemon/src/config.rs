@@ -37,6 +37,8 @@ pub struct Config {
     pub tls: Tls,
     /// Where interruption notices come from.
     pub notice: Notice,
+    /// Clouds that may be asked about other hosts.
+    pub provider: Provider,
     /// What this host allows itself.
     pub limits: Limits,
     /// The Docker engine.
@@ -111,6 +113,28 @@ impl Default for AwsNotice {
             endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
             poll_interval: Duration::from_secs(1),
         }
+    }
+}
+
+/// `[provider]`: one table per cloud.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Provider {
+    /// Amazon EC2's API.
+    pub aws: AwsProvider,
+}
+
+/// `[provider.aws]`. Credentials, profiles and endpoints are those of AWS's own SDK.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AwsProvider {
+    /// Whether to ask at all. Default: yes; EC2 is asked only about a source that is an instance of EC2 and silent.
+    pub enabled: bool,
+}
+
+impl Default for AwsProvider {
+    fn default() -> Self {
+        Self { enabled: true }
     }
 }
 
@@ -333,6 +357,7 @@ struct File {
     peers: Vec<PeerTable>,
     tls: Tls,
     notice: Notice,
+    provider: Provider,
     limits: Limits,
     docker: Docker,
     transfer: Transfer,
@@ -480,6 +505,7 @@ impl File {
                 .collect(),
             tls: self.tls,
             notice: self.notice,
+            provider: self.provider,
             limits: self.limits,
             docker: self.docker,
             transfer: self.transfer,

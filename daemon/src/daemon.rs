@@ -23,6 +23,7 @@ use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, chain, evacuati
 use crate::notice::aws::{AwsOptions, AwsSource};
 use crate::notice::{NoticeSource as _, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
+use crate::provider::Providers;
 
 /// systemd makes it (`StateDirectory=`).
 const STATE_DIRECTORY: &str = "/var/lib/spothop";
@@ -156,6 +157,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     }
     let program =
         std::env::current_exe().map_err(|source| DaemonError::System { action: "find this very program", source })?;
+    let providers = Providers::new(&config.provider).await;
     Ok(Context {
         config,
         journal,
@@ -170,6 +172,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         since: Timestamp::now(),
         notices: Mutex::new(BTreeMap::new()),
         moving: Mutex::new(HashSet::new()),
+        instance: Arc::default(),
+        providers,
     })
 }
 
@@ -182,7 +186,8 @@ fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
             endpoints: aws.endpoints.clone(),
             poll_interval: aws.poll_interval,
             ..AwsOptions::default()
-        })?;
+        })?
+        .telling(Arc::clone(&context.instance));
         tokio::spawn(Box::new(source).run(sender));
     }
     tokio::spawn(evacuation::heed(Arc::clone(context), events));

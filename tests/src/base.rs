@@ -120,7 +120,8 @@ pub fn ensure(say: &dyn Fn(&str)) -> Result<PathBuf> {
     Ok(base)
 }
 
-fn lock(path: &Path) -> Result<Flock<fs::File>> {
+/// Waits for the lock at `path`, and holds it until the answer is dropped.
+pub(crate) fn lock(path: &Path) -> Result<Flock<fs::File>> {
     let file = fs::File::create(path).on("create", path)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::Io {
         action: "lock",

@@ -29,6 +29,20 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<()> {
     let mut packages: Vec<&str> =
         NEEDED.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
     packages.dedup();
+    install(&packages, say)
+}
+
+/// Installs Python with what makes virtual environments, unless it is there.
+///
+/// # Errors
+/// [`Error::Command`] when apt fails.
+pub fn prepare_python(say: &dyn Fn(&str)) -> Result<()> {
+    let there =
+        is_installed("python3") && output(&mut command("python3", ["-c", "import ensurepip, venv"]))?.status.success();
+    if there { Ok(()) } else { install(&["python3", "python3-venv"], say) }
+}
+
+fn install(packages: &[&str], say: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }

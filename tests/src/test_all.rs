@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::base;
 use crate::error::Result;
 use crate::machine::{self, cargo};
+use crate::moto;
 
 /// One stage: its name, and what it does.
 type Stage = (&'static str, fn() -> Result<()>);
@@ -19,12 +20,14 @@ const STAGES: &[Stage] = &[
             "--release",
             "--workspace",
             "--all-targets",
-            "--features=spothop-tests/e2e",
+            "--features=spothop-tests/e2e,spothop-aws/e2e",
             "--",
             "--deny=warnings",
         ])
     }),
     ("unit tests", || cargo(["test", "--release", "--workspace"])),
+    // The whole workspace is named so that the SDK is the one that the other stages have built.
+    ("cloud tests", || cargo(["test", "--release", "--workspace", "--features=spothop-aws/e2e", "--test=moto"])),
     ("build", || cargo(["build", "--release", "--workspace", "--bins"])),
     ("end-to-end tests", || {
         cargo([
@@ -71,6 +74,7 @@ pub fn run() -> Result<()> {
 fn set_up() -> Result<()> {
     let say = |line: &str| eprintln!("{line}");
     machine::prepare(&say)?;
+    moto::ensure(&say)?;
     base::ensure(&say).map(drop)
 }
 

@@ -167,6 +167,15 @@ impl Testbed {
         ask(host, &self.layout.imds_socket(host), Request::Cancel)
     }
 
+    /// Gives a host's instance another id, which its metadata service tells from now on.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn identify(&self, host: &str, id: &str) -> Result<()> {
+        self.state.host(host)?;
+        ask(host, &self.layout.imds_socket(host), Request::Identify { id: id.to_owned() })
+    }
+
     /// Cuts a host off the network, or in one direction only.
     ///
     /// # Errors
@@ -393,6 +402,12 @@ fn make(program: &Path, layout: &Layout, options: &Options, base: &Path, say: &d
     })
 }
 
+/// The id of a host's instance as long as nobody gives it another: it ends in the host's number, from 0.
+#[must_use]
+pub fn instance_id(index: u8) -> String {
+    format!("i-{:017x}", 0x5b07_u64 << 32 | u64::from(index))
+}
+
 fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8, set_up: Option<Vec<String>>) -> Spec {
     let name = host_name(index);
     let address = host_address(index);
@@ -403,7 +418,7 @@ fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8, set_up:
         base: base.to_owned(),
         role: Role::Host {
             instance: Instance {
-                id: format!("i-{:017x}", 0x5b07_u64 << 32 | u64::from(index)),
+                id: instance_id(index),
                 kind: "m7i.large".to_owned(),
                 zone: "eu-central-1b".to_owned(),
                 name: name.clone(),

@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 
 use super::{
     Accepted, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, Open,
-    PlanRequest, Problem, ProblemCode, ResolveRequest, Runs, Status,
+    PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, Runs, Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -109,6 +109,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status").await
+    }
+
+    /// What this host's cloud says of it. The daemon asks the cloud, which takes seconds when it does not answer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn provider(&self) -> Result<ProviderView, ClientError> {
+        self.get("/v1/provider").await
     }
 
     /// The running containers.

@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`Status`] |
 //! | `GET /v1/containers` | `Vec<`[`ContainerView`]`>` |
 //! | `GET /v1/hosts` | `Vec<`[`HostView`]`>` |
+//! | `GET /v1/provider` | [`ProviderView`] |
 //! | `POST /v1/plan` with [`PlanRequest`] | [`spothop_policy::Plan`] |
 //! | `POST /v1/migrations` with [`MigrateRequest`] | [`Accepted`] |
 //! | `POST /v1/evacuations` with [`EvacuateRequest`] | [`Accepted`] |
@@ -30,6 +31,7 @@ pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
 use crate::migration::{Phase, Side};
 use crate::notice::Notice;
+use crate::provider::{Instance, Word};
 
 /// What this daemon is and does right now.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -44,6 +46,15 @@ pub struct Status {
     pub notices: Vec<Notice>,
     /// Migrations that are not finished, both directions, oldest first.
     pub migrations: Vec<MigrationView>,
+}
+
+/// What this host's cloud says of it: what another host would hear if this one fell silent, with its own rights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderView {
+    /// Which instance this host is; none where no metadata service says so.
+    pub instance: Option<Instance>,
+    /// What the cloud says of that instance.
+    pub word: Word,
 }
 
 /// One running container, as `spothop ps` shows it.

@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
-    MigrationView, Open, Outcome, PlanRequest, Problem, ProblemCode, ResolveRequest, Status,
+    MigrationView, Open, Outcome, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
@@ -57,6 +57,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/containers", get(containers))
         .route("/v1/hosts", get(hosts))
+        .route("/v1/provider", get(provider))
         .route("/v1/plan", post(plan))
         .route("/v1/migrations", post(migrate))
         .route("/v1/migrations/{id}", get(migration))
@@ -122,6 +123,12 @@ async fn status(State(context): State<Arc<Context>>) -> Answer<Status> {
         notices,
         migrations: read(&context, Journal::unfinished).await?,
     }))
+}
+
+async fn provider(State(context): State<Arc<Context>>) -> Answer<ProviderView> {
+    let instance = context.instance.get().cloned();
+    let word = context.providers.inquire(instance.clone()).word().await;
+    Ok(Json(ProviderView { instance, word }))
 }
 
 async fn containers(State(context): State<Arc<Context>>) -> Answer<Vec<ContainerView>> {

@@ -42,6 +42,8 @@ fn every_key_is_read() {
         enabled = false
         endpoints = ["http://127.0.0.1:1338"]
         poll_interval = "500ms"
+        [provider.aws]
+        enabled = false
         [limits]
         memory_reserve = "1GiB"
         max_concurrent = 3

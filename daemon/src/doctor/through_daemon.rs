@@ -5,8 +5,9 @@ use std::fs;
 use spothop_policy::{Bytes, CpuVerdict, HostState};
 
 use super::Check;
-use crate::api::{Client, ContainerView, HostView};
+use crate::api::{Client, ContainerView, HostView, ProviderView};
 use crate::config::Config;
+use crate::provider::Word;
 
 pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
     let mut checks = match client.status().await {
@@ -22,6 +23,10 @@ pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
             return vec![Check::failed("daemon", text, advice)];
         }
     };
+    checks.push(match client.provider().await {
+        Ok(view) => provider(config, &view),
+        Err(error) => Check::failed("provider", error.to_string(), "see: journalctl -u spothop"),
+    });
     match client.hosts().await {
         Ok(hosts) => checks.extend(peers(&hosts, &config.host.name)),
         Err(error) => checks.push(Check::failed("peers", error.to_string(), "see: journalctl -u spothop")),
@@ -35,6 +40,33 @@ pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
     }
     checks
 }
+
+/// Whether hosts like this one can ask the cloud about each other, tried on this host itself. They must be able to only when a source
+/// is lost whose end has no deadline, so that nothing of this is a failure.
+fn provider(config: &Config, view: &ProviderView) -> Check {
+    let subject = "provider";
+    let Some(instance) = &view.instance else {
+        return Check::info(subject, "this host is no instance of a cloud that could be asked about it");
+    };
+    if !config.provider.aws.enabled {
+        return Check::info(subject, "switched off in the configuration");
+    }
+    match &view.word {
+        Word::MayRun { state } => Check::ok(subject, format!("says of this host ({instance}): {state}")),
+        Word::Unknown { reason } => Check::warning(subject, reason, ASK_ADVICE),
+        odd => Check::warning(
+            subject,
+            format!("says of this very host ({instance}), {odd}"),
+            "is AWS_ENDPOINT_URL set, or the metadata service an imitation? A wrong answer may let a container run twice",
+        ),
+    }
+}
+
+/// `DescribeInstances` knows no permission for single instances ("Actions, resources, and condition keys for Amazon EC2").
+const ASK_ADVICE: &str = concat!(
+    "until EC2 answers, a container whose source is lost in a migration by hand waits for `spothop resolve`; the role of ",
+    r#"every host needs {"Effect": "Allow", "Action": "ec2:DescribeInstances", "Resource": "*"}"#
+);
 
 /// Each peer. One that is away is a warning, all away is a failure: then there is nowhere to go.
 fn peers(hosts: &[HostView], own_name: &str) -> Vec<Check> {
@@ -124,8 +156,11 @@ fn memory_available() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::doctor::Verdict;
+    use crate::provider::Instance;
 
     fn unreachable(name: &str) -> HostView {
         HostView {
@@ -145,6 +180,23 @@ mod tests {
             network: "new-ip".to_owned(),
             obstacles: obstacles.iter().map(|&obstacle| obstacle.to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn a_cloud_that_does_not_answer_is_a_warning_with_the_permission_to_add() {
+        let instance = Instance::aws("123456789012", "eu-central-1", "i-1234567890abcdef0").unwrap();
+        let config = Config::parse("", Path::new("config.toml"), "a").unwrap();
+        let says =
+            |instance: Option<&Instance>, word| provider(&config, &ProviderView { instance: instance.cloned(), word });
+        let unknown = || Word::Unknown { reason: "the AWS credentials do not allow ec2:DescribeInstances".to_owned() };
+        assert_eq!(says(None, unknown()).verdict, Verdict::Info);
+        let warned = says(Some(&instance), unknown());
+        assert_eq!(warned.verdict, Verdict::Warning);
+        assert!(warned.advice.unwrap().contains(r#""Action": "ec2:DescribeInstances""#));
+        let running = says(Some(&instance), Word::MayRun { state: "running".to_owned() });
+        assert_eq!(running.finding, "says of this host (aws i-1234567890abcdef0 in eu-central-1): running");
+        let dead = says(Some(&instance), Word::Gone { reason: "terminated".to_owned() });
+        assert_eq!(dead.verdict, Verdict::Warning, "a host that asks is not gone: the answer is wrong");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use spothop_transfer::Credentials;
@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::journal::{Journal, NewMigration};
 use crate::notice::Notice;
 use crate::orchestrator::Orchestrator;
+use crate::provider::{Instance, Providers};
 
 /// The daemon's state, shared by all of its tasks.
 pub struct Context {
@@ -43,6 +44,10 @@ pub struct Context {
     pub notices: Mutex<BTreeMap<String, Notice>>,
     /// Ids of the containers that are on their way.
     pub moving: Mutex<HashSet<String>>,
+    /// Which instance of a cloud this host is; empty until its metadata service has said so, which on other hosts is never.
+    pub instance: Arc<OnceLock<Instance>>,
+    /// The clouds that can be asked whether another host is gone.
+    pub providers: Providers,
 }
 
 impl Context {

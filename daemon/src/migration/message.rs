@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Verdict;
 use crate::orchestrator::{Image, Recipe};
+use crate::provider::Instance;
 
 /// A request. All but `Ask` are the source's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -133,4 +134,7 @@ pub struct Offer {
     pub recipe: Recipe,
     /// Memory of its tasks, in bytes.
     pub memory_bytes: u64,
+    /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
+    #[serde(default)]
+    pub instance: Option<Instance>,
 }

@@ -132,6 +132,7 @@ impl Source<'_> {
             deadline: self.job.deadline,
             recipe: self.job.container.recipe.clone(),
             memory_bytes: self.job.memory_bytes,
+            instance: self.context.instance.get().cloned(),
         }));
         match target.ask(&offer, "the reservation", STEP).await? {
             Answer::Accepted => Ok(()),

@@ -12,6 +12,7 @@ mod imds;
 #[cfg(test)]
 mod tests;
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -24,11 +25,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use self::imds::{Imds, ImdsError};
 use super::complaint::Complaint;
 use super::{Action, Cloud, Notice, NoticeEvent, NoticeSource};
+use crate::provider::Instance;
 
-/// Below `/latest/meta-data/`.
-const INSTANCE_ACTION: &str = "spot/instance-action";
-/// Below `/latest/meta-data/`.
-const INSTANCE_ID: &str = "instance-id";
+/// Below `/latest/`.
+const INSTANCE_ACTION: &str = "meta-data/spot/instance-action";
+/// Below `/latest/`.
+const INSTANCE_ID: &str = "meta-data/instance-id";
+/// Below `/latest/`: a JSON object with, among others, `accountId`, `region` and `instanceId` (EC2 user guide, "Instance
+/// identity documents").
+const IDENTITY: &str = "dynamic/instance-identity/document";
 /// Stands for the instance while the service does not say its id. A notice must not wait for that.
 const UNKNOWN_INSTANCE: &str = "unknown";
 
@@ -82,6 +87,7 @@ pub struct AwsSource {
     endpoints: Vec<Imds>,
     poll_interval: Duration,
     instance: Option<String>,
+    identity: Identity,
     /// The notice in force.
     current: Option<Notice>,
     complaint: Complaint,
@@ -113,10 +119,18 @@ impl AwsSource {
             endpoints,
             poll_interval: options.poll_interval,
             instance: None,
+            identity: Identity::default(),
             current: None,
             complaint: Complaint::default(),
             answered: false,
         })
+    }
+
+    /// Writes into `identity` which instance this is, as soon as the service says so.
+    #[must_use]
+    pub fn telling(mut self, identity: Arc<OnceLock<Instance>>) -> Self {
+        self.identity.told = identity;
+        self
     }
 
     async fn poll_forever(&mut self, events: &mpsc::Sender<NoticeEvent>) {
@@ -144,6 +158,7 @@ impl AwsSource {
             // at the next poll.
             self.instance = imds.get(INSTANCE_ID).await.ok().flatten().and_then(|id| instance_id(&id));
         }
+        self.identity.learn(imds).await;
         let Some(body) = body else { return Ok(None) };
         match InstanceAction::parse(&body) {
             Ok(action) => Ok(Some(action)),
@@ -226,6 +241,56 @@ impl NoticeSource for AwsSource {
                 () = self.poll_forever(&events) => {}
             }
         })
+    }
+}
+
+/// Which instance this is, so that others can ask its cloud about it. It does not change while the daemon runs.
+#[derive(Debug, Default)]
+struct Identity {
+    told: Arc<OnceLock<Instance>>,
+    /// The service has answered, and not with a document that could be used.
+    without: bool,
+}
+
+impl Identity {
+    /// Asks until there is an answer, whatever it is. Like the id it comes after the notice.
+    async fn learn(&mut self, imds: &mut Imds) {
+        if self.without || self.told.get().is_some() {
+            return;
+        }
+        let document = match imds.get(IDENTITY).await {
+            Ok(Some(document)) => document,
+            Ok(None) => return self.forgo("there is no instance identity document"),
+            Err(_) => return,
+        };
+        match IdentityDocument::parse(&document) {
+            Ok(instance) => {
+                tracing::info!("this host is {instance}");
+                let _ = self.told.set(instance);
+            }
+            Err(reason) => self.forgo(&format!("the instance identity document cannot be used: {reason}")),
+        }
+    }
+
+    fn forgo(&mut self, reason: &str) {
+        self.without = true;
+        tracing::warn!("other hosts will not be able to ask AWS whether this one is gone: {reason}");
+    }
+}
+
+/// The document at `dynamic/instance-identity/document`.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct IdentityDocument {
+    account_id: String,
+    region: String,
+    instance_id: String,
+}
+
+impl IdentityDocument {
+    fn parse(text: &str) -> Result<Instance, String> {
+        let document: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        Instance::aws(&document.account_id, &document.region, &document.instance_id).map_err(|error| error.to_string())
     }
 }
 

@@ -13,13 +13,18 @@ use super::{Metadata, Notice};
 use crate::error::{Context, Error, Result};
 
 /// What the testbed asks of the service.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Request {
     /// Put this notice out, in place of any other.
     Notice(Notice),
     /// Take the notice back.
     Cancel,
+    /// Tell of the instance with this id from now on.
+    Identify {
+        /// `i-` and 17 hexadecimal digits.
+        id: String,
+    },
 }
 
 /// What it answers.
@@ -64,6 +69,10 @@ pub(super) async fn serve(listener: UnixListener, metadata: Arc<Metadata>) {
                 metadata.set_notice(None);
                 Reply::Done
             }
+            Ok(Request::Identify { id }) => {
+                metadata.identify(id);
+                Reply::Done
+            }
             Err(error) => Reply::Refused { reason: error.to_string() },
         };
         if let Ok(mut reply) = serde_json::to_string(&reply) {
@@ -95,10 +104,13 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         tokio::spawn(serve(listener, Arc::clone(&metadata)));
         let notice = Notice { action: Action::Hibernate, time: "2026-01-01T00:00:00Z".parse().unwrap() };
-        for request in [Request::Notice(notice), Request::Cancel] {
+        for (request, out) in [(Request::Notice(notice), Some(notice)), (Request::Cancel, None)] {
             let socket = socket.clone();
             tokio::task::spawn_blocking(move || ask("a", &socket, request)).await.unwrap().unwrap();
-            assert_eq!(metadata.notice(), matches!(request, Request::Notice(_)).then_some(notice));
+            assert_eq!(metadata.notice(), out);
         }
+        let identify = Request::Identify { id: "i-1".to_owned() };
+        tokio::task::spawn_blocking(move || ask("a", &socket, identify)).await.unwrap().unwrap();
+        assert_eq!(metadata.instance().id, "i-1");
     }
 }

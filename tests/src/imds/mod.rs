@@ -71,7 +71,7 @@ pub struct Notice {
 /// What the service knows; shared between the listeners and the control socket.
 #[derive(Debug)]
 pub struct Metadata {
-    instance: Instance,
+    instance: Mutex<Instance>,
     /// The notice that is out, if one is.
     notice: Mutex<Option<Notice>>,
     /// The tokens given out.
@@ -82,7 +82,18 @@ impl Metadata {
     /// A service without a notice.
     #[must_use]
     pub fn new(instance: Instance) -> Arc<Self> {
-        Arc::new(Self { instance, notice: Mutex::default(), tokens: Mutex::default() })
+        Arc::new(Self { instance: Mutex::new(instance), notice: Mutex::default(), tokens: Mutex::default() })
+    }
+
+    /// The instance that is told of.
+    #[must_use]
+    pub fn instance(&self) -> Instance {
+        locked(&self.instance).clone()
+    }
+
+    /// Gives the instance another id, which no instance of EC2 ever gets: for a host that is to be one of an imitation's.
+    pub fn identify(&self, id: String) {
+        locked(&self.instance).id = id;
     }
 
     /// Puts a notice out, or takes it back.

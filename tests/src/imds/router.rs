@@ -54,9 +54,9 @@ fn tell(metadata: &Metadata, path: &str, headers: &HeaderMap) -> Response {
     };
     let found = match path.split_once('/') {
         None if path.is_empty() => Some(Found::Listing(VERSIONS.join("\n"))),
-        None => VERSIONS.contains(&path).then(|| find("", &metadata.instance, metadata.notice())).flatten(),
+        None => VERSIONS.contains(&path).then(|| find("", &metadata.instance(), metadata.notice())).flatten(),
         Some((version, rest)) => {
-            VERSIONS.contains(&version).then(|| find(rest, &metadata.instance, metadata.notice())).flatten()
+            VERSIONS.contains(&version).then(|| find(rest, &metadata.instance(), metadata.notice())).flatten()
         }
     };
     match found {

@@ -14,6 +14,7 @@ mod files;
 mod matrix;
 mod network;
 mod processes;
+mod provider;
 mod redis;
 mod refusals;
 mod scene;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         network::streams_in_full_flow_lose_no_byte_in_either_direction,
         network::a_listener_on_the_hosts_network_lives_on_at_the_other_host,
         network::a_published_port_lives_on_at_the_new_address_and_old_connections_are_reset,
+        provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,
         targets::a_target_without_memory_refuses_with_figures,

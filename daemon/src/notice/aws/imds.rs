@@ -18,7 +18,7 @@ pub(super) const TTL_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 pub(super) const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 /// The longest time to live that the service grants: six hours, in seconds.
 const TTL_SECONDS: u64 = 21_600;
-/// More than this is not an answer of the service: both documents that are read here have well under 200 bytes.
+/// More than this is not an answer of the service: the longest document that is read here has about 500 bytes.
 const LONGEST_ANSWER: usize = 16 * 1024;
 /// Characters of a nonsensical answer that an error repeats.
 const LONGEST_QUOTE: usize = 200;
@@ -95,13 +95,13 @@ impl Imds {
         Self { client, endpoint, token: None }
     }
 
-    /// The error for a document at `path` below `/latest/meta-data/` that makes no sense to the caller.
+    /// The error for a document at `path` below `/latest/` that makes no sense to the caller.
     pub(super) fn malformed(&self, path: &str, body: &str, reason: String) -> ImdsError {
         let body = body.chars().take(LONGEST_QUOTE).collect();
         ImdsError::Malformed { url: self.document(path), body, reason }
     }
 
-    /// The document at `path` below `/latest/meta-data/`; `None` when there is none (404).
+    /// The document at `path` below `/latest/`; `None` when there is none (404).
     ///
     /// A token that is refused is replaced, once, and the question asked again.
     pub(super) async fn get(&mut self, path: &str) -> Result<Option<String>, ImdsError> {
@@ -169,7 +169,7 @@ impl Imds {
     }
 
     fn document(&self, path: &str) -> Url {
-        self.url(&format!("latest/meta-data/{path}"))
+        self.url(&format!("latest/{path}"))
     }
 
     fn url(&self, path: &str) -> Url {

@@ -1,0 +1,157 @@
+//! An imitation of AWS: moto's server, for what cannot run here. It keeps instances, their states and an account in memory, and
+//! answers EC2's and STS's API over HTTP. Instances of it are only names: to have a host "be" one of them is the caller's work.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::base::{lock, remove_if_there};
+use crate::command::{command, run};
+use crate::error::{Context, Error, Result};
+use crate::layout::CACHE;
+use crate::machine;
+
+/// Everything that is installed, with its version.
+const REQUIREMENTS: &str = include_str!("moto/requirements.txt");
+
+/// The region that our instances are in; also that of the testbed's hosts.
+pub const REGION: &str = "eu-central-1";
+
+/// The account that moto puts everybody in; also that of the testbed's hosts.
+pub const ACCOUNT: &str = "123456789012";
+
+/// One verb of EC2 through AWS's SDK for Python, which comes with moto. Prints the instance's id.
+const VERB: &str = r#"
+import sys, boto3
+verb, endpoint, region, *ids = sys.argv[1:]
+ec2 = boto3.client("ec2", region_name=region, endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+if verb == "run":
+    image = ec2.describe_images()["Images"][0]["ImageId"]
+    ids = [ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]]
+else:
+    getattr(ec2, verb + "_instances")(InstanceIds=ids)
+print(*ids)
+"#;
+
+/// Installs moto in a virtual environment of its own below the cache, unless it is there, and returns that directory.
+///
+/// # Errors
+/// [`Error::Command`] with the words of Python, pip or apt.
+pub fn ensure(say: &dyn Fn(&str)) -> Result<PathBuf> {
+    let cache = Path::new(CACHE);
+    let place = cache.join(format!("moto-{:016x}", xxh3_64(REQUIREMENTS.as_bytes())));
+    // Written last. The directory cannot be made elsewhere and renamed: its programs have its path in their first line.
+    let complete = place.join("complete");
+    fs::create_dir_all(cache).on("make", cache)?;
+    let _lock = lock(&cache.join("moto.lock"))?;
+    if complete.exists() {
+        return Ok(place);
+    }
+    machine::prepare_python(say)?;
+    say(&format!("installing moto, an imitation of AWS, in {} (once)", place.display()));
+    remove_if_there(&place)?;
+    run(command("python3", ["-m", "venv"]).arg(&place))?;
+    let requirements = place.join("requirements.txt");
+    fs::write(&requirements, REQUIREMENTS).on("write", &requirements)?;
+    let pip = place.join("bin/pip");
+    run(command(&pip.to_string_lossy(), ["install", "--quiet", "--no-deps", "--requirement"]).arg(&requirements))?;
+    fs::write(&complete, "").on("write", &complete)?;
+    Ok(place)
+}
+
+/// A server that runs until this is dropped.
+#[derive(Debug)]
+pub struct Moto {
+    place: PathBuf,
+    server: Child,
+    endpoint: String,
+    /// The network that the server is in, if it is not the caller's.
+    network: Option<PathBuf>,
+}
+
+impl Moto {
+    /// Starts a server on a free port of this address, in the caller's network or in a named one (a file below /run/netns), and
+    /// returns when it answers. `say` hears what has to be installed for it.
+    ///
+    /// # Errors
+    /// [`Error::Command`] or [`Error::Start`] when it cannot be installed or started.
+    pub fn start(address: &str, network: Option<&Path>, say: &dyn Fn(&str)) -> Result<Self> {
+        let place = ensure(say)?;
+        let server = place.join("bin/moto_server").to_string_lossy().into_owned();
+        let mut start = within(network, &server);
+        start.args(["-H", address, "-p", "0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut server = start.spawn().map_err(|source| Error::Start { program: server, source })?;
+        let stderr = server.stderr.take().map(BufReader::new);
+        let mut lines = stderr.into_iter().flat_map(BufRead::lines).map_while(|line| line.ok());
+        let mut said = String::new();
+        let endpoint = lines.find_map(|line| {
+            said.push_str(&line);
+            Some(line.split_once("Running on ")?.1.trim().to_owned())
+        });
+        let Some(endpoint) = endpoint else {
+            let status = server.wait().on("wait for", Path::new("moto_server"))?;
+            return Err(Error::Command { command: "moto_server".to_owned(), status, output: said });
+        };
+        // It writes a line for every request, for as long as it lives.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(Self { place, server, endpoint, network: network.map(Path::to_owned) })
+    }
+
+    /// Base URL of all of its services: what `AWS_ENDPOINT_URL` must say.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Starts an instance and returns its id.
+    ///
+    /// # Errors
+    /// [`Error::Command`] with moto's words; so of the others.
+    pub fn run_instance(&self) -> Result<String> {
+        self.ec2("run", None)
+    }
+
+    /// Stops an instance, which then can be started again.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn stop(&self, id: &str) -> Result<()> {
+        self.ec2("stop", Some(id)).map(drop)
+    }
+
+    /// Terminates an instance.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn terminate(&self, id: &str) -> Result<()> {
+        self.ec2("terminate", Some(id)).map(drop)
+    }
+
+    fn ec2(&self, verb: &str, id: Option<&str>) -> Result<String> {
+        let python = self.place.join("bin/python").to_string_lossy().into_owned();
+        let mut call = within(self.network.as_deref(), &python);
+        let said = run(call.args(["-c", VERB, verb, &self.endpoint, REGION]).args(id))?;
+        Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// The program in that network, with this machine's files. No proxy of this machine stands between the two.
+fn within(network: Option<&Path>, program: &str) -> std::process::Command {
+    let mut command = match network {
+        Some(network) => command("nsenter", [format!("--net={}", network.display()).as_str(), "--", program]),
+        None => command::<[&str; 0], _>(program, []),
+    };
+    command.env("NO_PROXY", "*").env("no_proxy", "*");
+    command
+}

@@ -1,0 +1,77 @@
+//! What a cloud says of an instance: hosts that are instances of an imitation of EC2, on the client machine.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+use spothop_tests::layout::CLIENT_ADDRESS;
+use spothop_tests::moto::{Moto, REGION};
+
+use crate::scene::{DROP_INS, HOSTS, Scene};
+
+/// EC2, on the client machine, and every host an instance of it whose daemon asks there.
+struct Cloud<'a> {
+    scene: &'a Scene,
+    moto: Moto,
+    /// The instances' ids, in the order of the hosts.
+    ids: Vec<String>,
+}
+
+impl<'a> Cloud<'a> {
+    fn over(scene: &'a Scene) -> Self {
+        let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
+        let moto = Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto");
+        let ids = HOSTS.map(|host| {
+            let id = moto.run_instance().expect("an instance");
+            scene.identify(host, &id).expect("a metadata service");
+            let variables =
+                format!("AWS_ENDPOINT_URL={} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret", moto.endpoint());
+            scene.sh(
+                host,
+                &format!(
+                    "mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/cloud.conf"
+                ),
+            );
+            scene.restart_daemon(host);
+            scene.eventually(host, "journalctl -u spothop -b | grep -q \"this host is aws \"");
+            id
+        });
+        Self { scene, moto, ids: ids.to_vec() }
+    }
+
+    /// `doctor`'s line about the cloud: verdict and finding.
+    fn examined(&self, host: &str) -> (String, String) {
+        let answer = self.scene.spothop(host, &["doctor"]);
+        let checks = answer.json["checks"].as_array().unwrap_or_else(|| panic!("{answer:?}"));
+        let check = checks.iter().find(|check| check["subject"] == "provider").unwrap_or_else(|| panic!("{answer:?}"));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&check["verdict"]), text(&check["finding"]))
+    }
+}
+
+impl Drop for Cloud<'_> {
+    fn drop(&mut self) {
+        for (index, host) in HOSTS.iter().enumerate() {
+            // A panic here, while another one is on its way, would hide the reason of both.
+            let script = format!("rm -f {DROP_INS}/cloud.conf; systemctl daemon-reload; systemctl restart spothop");
+            let own = spothop_tests::testbed::instance_id(index as u8);
+            let put_back = self.scene.identify(host, &own);
+            if let Err(error) = put_back.and_then(|()| self.scene.output(host, ["sh", "-ec", &script]).map(drop)) {
+                eprintln!("{host} is not as it was: {error}");
+            }
+        }
+    }
+}
+
+pub(crate) fn doctor_tells_what_the_cloud_says_of_the_host(scene: &Scene) {
+    let cloud = Cloud::over(scene);
+    let (a, b) = (&cloud.ids[0], &cloud.ids[1]);
+    assert_eq!(cloud.examined("a"), ("ok".to_owned(), format!("says of this host (aws {a} in {REGION}): running")));
+    cloud.moto.terminate(a).expect("the end of an instance");
+    let (verdict, finding) = cloud.examined("a");
+    assert_eq!(verdict, "warning");
+    assert!(finding.contains("gone for good") && finding.contains("terminated"), "{finding}");
+    cloud.moto.stop(b).expect("a pause of an instance");
+    let (verdict, finding) = cloud.examined("b");
+    assert_eq!(verdict, "warning");
+    assert!(finding.contains("may be started again"), "{finding}");
+}
