@@ -33,6 +33,9 @@ pub mod bulk;
 pub mod certs;
 mod codec;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 pub mod session;
 mod socket;
