@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::session::Session;
 use crate::wire::chunk::{self, Encoding, Header};
 use crate::wire::hello::{Hello, Role, Welcome};
+use crate::wire::message::Digest;
 use crate::wire::{Connection, frame};
 
 /// Reads frames until the first error.
@@ -91,9 +92,23 @@ pub fn chunk(about: Chunk, stored: &[u8]) -> Vec<u8> {
         offset: about.offset,
         raw_length: about.raw_length,
         stored_length: about.stored_length.unwrap_or(stored.len() as u32),
-        checksum: about.checksum.unwrap_or_else(|| xxhash_rust::xxh3::xxh3_64(stored)),
+        checksum: about.checksum.unwrap_or_else(|| checksum(stored)),
     };
     [&header.encode()[..], stored].concat()
+}
+
+/// A chunk's checksum.
+pub fn checksum(raw: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(raw)
+}
+
+/// An object's digest, from the checksums and raw lengths (bytes) of its chunks.
+pub fn digest(chunks: &[(u64, u64)]) -> String {
+    let mut digest = Digest::default();
+    for (checksum, length) in chunks {
+        digest.chunk(*checksum, *length);
+    }
+    digest.finish()
 }
 
 /// A session whose peer says these bytes over the control connection and then falls silent, and these over each data connection

@@ -32,6 +32,9 @@ use tokio::io::AsyncRead;
 
 pub use container::{Container, Image, Volume};
 pub use docker::Docker;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use docker::judge;
 pub use error::Error;
 pub use network::{Attachment, Identity, Mode, Network};
 pub use obstacle::Obstacle;
