@@ -47,14 +47,19 @@ const LONGEST_BODY: usize = 16 << 10;
 /// # Errors
 /// The socket cannot be made.
 pub async fn serve(context: Arc<Context>, socket: &Path) -> io::Result<()> {
+    axum::serve(bind(socket)?, router(context)).await
+}
+
+fn bind(socket: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    // Until the next line only the umask keeps others out, and the directory's mode (0700).
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    axum::serve(listener, router(context)).await
+    Ok(listener)
 }
 
 fn router(context: Arc<Context>) -> Router {
@@ -329,6 +334,17 @@ mod tests {
     use tokio::net::UnixStream;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_control_socket_is_roots_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let socket = scratch.path().join("control.sock");
+        // Whatever a former daemon has left there.
+        std::fs::write(&socket, "").unwrap();
+        let _listener = bind(&socket).unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     #[tokio::test]
     async fn a_request_has_a_longest_body() {
