@@ -16,7 +16,7 @@
 //!
 //! Commands for a restore are in `request.json` ([`RestoreRequest`]); an image set is used once ([`Directory::used`]).
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -319,13 +319,16 @@ pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
+/// The longest message, in bytes: the errors of CRIU and of an engine, which are the longest part of any, have some kilobytes.
+pub const LONGEST_LINE: u64 = 1 << 20;
+
 /// The next message of `connection`; an end of stream is [`io::ErrorKind::UnexpectedEof`].
 ///
 /// # Errors
-/// When the connection breaks or the line is no such message.
+/// When the connection breaks or the line (of at most [`LONGEST_LINE`]) is no such message.
 pub fn read_line<T: DeserializeOwned>(connection: &mut impl BufRead) -> io::Result<T> {
     let mut text = String::new();
-    if connection.read_line(&mut text)? == 0 {
+    if connection.take(LONGEST_LINE).read_line(&mut text)? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(serde_json::from_str(&text)?)
@@ -374,6 +377,13 @@ mod tests {
         assert_eq!(RestoreRequest::read(&directory).unwrap(), Some(request));
         std::fs::write(directory.request(), "{}").unwrap();
         assert!(matches!(RestoreRequest::read(&directory), Err(HandoffError::Request { .. })));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_given_up() {
+        let mut endless = BufReader::new(io::repeat(b' '));
+        let error = read_line::<Report>(&mut endless).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
     }
 
     #[test]

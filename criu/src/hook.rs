@@ -46,7 +46,7 @@ impl Event {
         Self::from_lookup(|name| std::env::var(name).ok())
     }
 
-    fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Option<Self> {
+    pub(crate) fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Option<Self> {
         let action = match lookup("CRTOOLS_SCRIPT_ACTION")?.as_str() {
             "pre-dump" => Action::PreDump,
             "network-lock" => Action::NetworkLock,

@@ -34,6 +34,9 @@ pub mod certs;
 mod codec;
 pub mod credentials;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod link;
 pub mod session;
 mod socket;

@@ -1,5 +1,6 @@
 //! The bundle's `config.json` (OCI runtime specification): our annotation in it, and what a restore changes.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -35,18 +36,28 @@ fn contains(text: &[u8], piece: &[u8]) -> bool {
 }
 
 /// A bundle that is being changed for a restore.
-#[derive(Debug)]
 pub(super) struct Bundle {
     path: PathBuf,
+    /// Always an object.
     config: Value,
+}
+
+/// Without its contents: the container's environment is among them.
+impl fmt::Debug for Bundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bundle").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Bundle {
     pub(super) fn read(bundle: &Path) -> Result<Self, OciError> {
         let path = bundle.join("config.json");
         let text = fs::read(&path).map_err(file("read", &path))?;
-        let config = serde_json::from_slice(&text)
-            .map_err(|error| OciError::Bundle { path: path.clone(), why: error.to_string() })?;
+        let refuse = |why| OciError::Bundle { path: path.clone(), why };
+        let config: Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        if !config.is_object() {
+            return Err(refuse("it is no object".to_owned()));
+        }
         Ok(Self { path, config })
     }
 
@@ -56,8 +67,13 @@ impl Bundle {
     }
 
     /// Names the CRIU configuration file that runc shall have read.
-    pub(super) fn set_criu_config(&mut self, path: &Path) {
-        self.config["annotations"][criu_config::ANNOTATION] = path.to_string_lossy().into();
+    pub(super) fn set_criu_config(&mut self, path: &Path) -> Result<(), OciError> {
+        let why = "its annotations are no object";
+        let annotations = self.config["annotations"].as_object_mut();
+        let annotations =
+            annotations.ok_or_else(|| OciError::Bundle { path: self.path.clone(), why: why.to_owned() })?;
+        annotations.insert(criu_config::ANNOTATION.to_owned(), path.to_string_lossy().into());
+        Ok(())
     }
 
     /// The path of the network namespace: `None` without a network namespace (the host's is used), `Some("")` for one that runc
@@ -142,7 +158,7 @@ mod tests {
         );
         let mut edited = Bundle::read(scratch.path()).unwrap();
         assert_eq!((edited.criu_config(), edited.netns()), (None, Some("")));
-        edited.set_criu_config(Path::new("/run/x/criu.conf"));
+        edited.set_criu_config(Path::new("/run/x/criu.conf")).unwrap();
         edited.set_netns(Path::new("/run/netns/n")).unwrap();
         edited.write().unwrap();
         let again = Bundle::read(scratch.path()).unwrap();
@@ -150,6 +166,20 @@ mod tests {
         assert_eq!(again.config["linux"]["namespaces"][0], serde_json::json!({"type": "pid"}));
         assert_eq!(again.config["linux"]["resources"]["memory"]["limit"], 9223372036854771712_u64);
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_bundle_of_another_shape_is_refused_and_shows_no_secret() {
+        for text in ["[]", "7", "\"annotations\""] {
+            assert!(matches!(Bundle::read(bundle(text).path()), Err(OciError::Bundle { .. })), "{text}");
+        }
+        for text in ["{}", r#"{"annotations":"x"}"#, r#"{"annotations":[]}"#] {
+            let refused = Bundle::read(bundle(text).path()).unwrap().set_criu_config(Path::new("/x"));
+            assert!(matches!(refused, Err(OciError::Bundle { .. })), "{text}");
+        }
+        let secret = bundle(r#"{"annotations":{},"process":{"env":["PASSWORD=hunter2"]}}"#);
+        let shown = format!("{:?}", Bundle::read(secret.path()).unwrap());
+        assert!(!shown.contains("hunter2"), "{shown}");
     }
 
     #[test]

@@ -110,8 +110,7 @@ fn configure_criu(bundle: &mut Bundle, directory: &Directory, request: &RestoreR
     let theirs = bundle.criu_config().unwrap_or(criu_config::RUNC_DEFAULT);
     let ours = directory.criu_conf();
     options.write(&ours, &criu_config::foreign_text(Path::new(theirs))).map_err(file("write", &ours))?;
-    bundle.set_criu_config(&ours);
-    Ok(())
+    bundle.set_criu_config(&ours)
 }
 
 fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &RestoreRequest) -> Result<Child, OciError> {

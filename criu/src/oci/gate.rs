@@ -6,7 +6,7 @@
 //! daemon removes the directory it has given the migration up, and the hook says no by itself.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -25,6 +25,9 @@ const HOOK: &str = "hook";
 /// How often, in milliseconds, the hook looks whether its directory is still there.
 const STILL_THERE: u16 = 500;
 
+/// `held` and a process id have 16 bytes at most; what is longer is none of our words.
+const LONGEST_WORD: u64 = 64;
+
 /// Makes the link that CRIU shall call, and returns its path.
 pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
     let link = directory.join(HOOK);
@@ -42,8 +45,12 @@ pub(super) fn listen_for_held(directory: &Path) -> io::Result<UnixListener> {
 
 /// The process id of init in the message of a hook that holds; `None` for anything else.
 pub(super) fn held_pid(stream: UnixStream) -> Option<i32> {
+    held_pid_in(stream)
+}
+
+pub(super) fn held_pid_in(stream: impl Read) -> Option<i32> {
     let mut text = String::new();
-    BufReader::new(stream).read_line(&mut text).ok()?;
+    BufReader::new(stream.take(LONGEST_WORD)).read_line(&mut text).ok()?;
     text.strip_prefix("held ")?.trim().parse().ok()
 }
 
@@ -91,7 +98,7 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
         let (stream, _) = gate.accept()?;
         let mut word = String::new();
         // One that connects and says nothing has died; another will come.
-        let _ = BufReader::new(stream).read_line(&mut word);
+        let _ = BufReader::new(stream.take(LONGEST_WORD)).read_line(&mut word);
         match word.trim() {
             "go" => {
                 failpoint::reach("target:hook:go").map_err(io::Error::other)?;

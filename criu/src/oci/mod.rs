@@ -24,6 +24,9 @@ mod args;
 mod bundle;
 mod create;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 mod keeper;
 mod marker;

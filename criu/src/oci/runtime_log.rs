@@ -26,7 +26,7 @@ pub(super) fn last_error(invocation: &Invocation) -> Option<String> {
     last_error_in(&text)
 }
 
-fn last_error_in(text: &str) -> Option<String> {
+pub(super) fn last_error_in(text: &str) -> Option<String> {
     text.lines().rev().find_map(|line| {
         let entry: serde_json::Value = serde_json::from_str(line).ok()?;
         (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as InPath, Query, State};
+use axum::extract::{DefaultBodyLimit, Path as InPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -37,23 +37,34 @@ const LINES: usize = 256;
 /// Migrations that `history` shows unless told otherwise.
 const HISTORY: u32 = 50;
 
+/// And the most that it shows at once: each has about a kilobyte.
+const LONGEST_HISTORY: u32 = 10_000;
+
+/// The longest body of a request, in bytes. The longest that makes sense names a container and a host.
+const LONGEST_BODY: usize = 16 << 10;
+
 /// Serves the control API on a unix socket that only root can open, until the process ends.
 ///
 /// # Errors
 /// The socket cannot be made.
 pub async fn serve(context: Arc<Context>, socket: &Path) -> io::Result<()> {
+    axum::serve(bind(socket)?, router(context)).await
+}
+
+fn bind(socket: &Path) -> io::Result<UnixListener> {
     use std::os::unix::fs::PermissionsExt as _;
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    // Until the next line only the umask keeps others out, and the directory's mode (0700).
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
-    axum::serve(listener, router(context)).await
+    Ok(listener)
 }
 
 fn router(context: Arc<Context>) -> Router {
-    Router::new()
+    let paths = Router::new()
         .route("/v1/status", get(status))
         .route("/v1/containers", get(containers))
         .route("/v1/hosts", get(hosts))
@@ -67,7 +78,13 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
         .fallback(|| async { Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, "no such path; see /v1/")) })
-        .with_state(context)
+        .with_state(context);
+    limited(paths)
+}
+
+/// No request makes the daemon hold more than it needs to say.
+fn limited(paths: Router) -> Router {
+    paths.layer(DefaultBodyLimit::max(LONGEST_BODY))
 }
 
 /// An answer that is not 2xx.
@@ -244,7 +261,7 @@ async fn history(
     State(context): State<Arc<Context>>,
     Query(HistoryQuery { limit }): Query<HistoryQuery>,
 ) -> Answer<Vec<MigrationView>> {
-    Ok(Json(read(&context, move |journal| journal.history(limit.unwrap_or(HISTORY))).await?))
+    Ok(Json(read(&context, move |journal| journal.history(limit.unwrap_or(HISTORY).min(LONGEST_HISTORY))).await?))
 }
 
 /// The record of a migration, seen from the source if this host is both ends.
@@ -345,4 +362,43 @@ fn line(event: &Event) -> Bytes {
     let value = serde_json::to_value(event).unwrap_or_else(|_| json!({}));
     let Value::Object(_) = value else { return Bytes::new() };
     Bytes::from(format!("{value}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_control_socket_is_roots_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let scratch = tempfile::tempdir().unwrap();
+        let socket = scratch.path().join("control.sock");
+        // Whatever a former daemon has left there.
+        std::fs::write(&socket, "").unwrap();
+        let _listener = bind(&socket).unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_request_has_a_longest_body() {
+        let scratch = tempfile::tempdir().unwrap();
+        let socket = scratch.path().join("control.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let paths = Router::new().route("/", post(|bytes: Bytes| async move { bytes.len().to_string() }));
+        let server = tokio::spawn(async move { axum::serve(listener, limited(paths)).await });
+        for (length, status) in [(LONGEST_BODY, "200"), (LONGEST_BODY + 1, "413")] {
+            let mut stream = UnixStream::connect(&socket).await.unwrap();
+            let head = format!("POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            // The server may answer and close before it has read everything.
+            let _ = stream.write_all(&vec![b' '; length]).await;
+            let mut answer = vec![0; 12];
+            stream.read_exact(&mut answer).await.unwrap();
+            assert_eq!(answer, format!("HTTP/1.1 {status}").into_bytes());
+        }
+        server.abort();
+    }
 }

@@ -2,21 +2,23 @@
 
 use std::collections::HashSet;
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
+
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat};
+use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mkdirat, mknodat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchownat, linkat, symlinkat};
 use tar::{Archive, EntryType};
 
 use super::beneath::{Beneath, Place as Spot, is_plain};
-use super::member::{self, END, Extended, HEADER, Header, Kind, Member, Pass, REMOVED, VERSION};
+use super::member::{self, END, Extended, HEADER, Header, Kind, Member, Pass, REMOVED, VERSION, is_portable};
 use super::snapshot::{OPAQUE, Stamp};
 use super::{Error, Place, Target, Totals, TreeName};
 
@@ -24,6 +26,9 @@ use super::{Error, Place, Target, Totals, TreeName};
 const PIECE: usize = 256 * 1024;
 /// Names and totals fit into this; a list of removed names with more is not ours.
 const MAX_NOTE: u64 = 256 << 20;
+/// The most entries of an archive. Directories' names are kept to the end, at most 4 KiB each; ten million are more than any image,
+/// database or mail store has, and 40 GiB of names would have to arrive before they took as much.
+const MAX_ENTRIES: u64 = 10_000_000;
 
 /// Reads the whole archive and writes what it says.
 pub(super) fn apply(archive: impl Read, places: &[Place]) -> Result<Totals, Error> {
@@ -61,6 +66,8 @@ pub(super) fn apply(archive: impl Read, places: &[Place]) -> Result<Totals, Erro
             ended = true;
         } else if let Some(tree) = name.strip_prefix(REMOVED) {
             applier.remove(tree, &note(&mut entry)?)?;
+        } else if applier.totals.entries == MAX_ENTRIES {
+            return Err(Error::malformed(format!("more than {MAX_ENTRIES} entries")));
         } else {
             applier.entry(&member, &mut entry)?;
         }
@@ -279,7 +286,7 @@ impl Written {
                 made(mknodat(spot.parent, spot.name, SFlag::S_IFSOCK, mode, 0))?;
             }
         }
-        dress(&spot, member, layer, mounted, &full)?;
+        dress(&spot, member, &self.name, mounted, &full)?;
         if matches!(member.kind, Kind::Directory { .. }) {
             self.times.push((path.to_owned(), member.mtime));
         } else {
@@ -326,7 +333,8 @@ fn fill(
 }
 
 /// Owner, attributes and mode, in this order: a new owner clears capabilities and set-id bits.
-fn dress(spot: &Spot<'_>, member: &Member, layer: bool, mounted: bool, full: &Path) -> Result<(), Error> {
+fn dress(spot: &Spot<'_>, member: &Member, tree: &TreeName, mounted: bool, full: &Path) -> Result<(), Error> {
+    let layer = *tree == TreeName::Rootfs;
     let (uid, gid) = (Uid::from_raw(member.uid), Gid::from_raw(member.gid));
     let owned = fchownat(spot.parent, spot.name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW);
     owned.map_err(Error::io("set the owner of", full))?;
@@ -352,15 +360,17 @@ fn dress(spot: &Spot<'_>, member: &Member, layer: bool, mounted: bool, full: &Pa
         }
     }
     for (name, value) in &member.attributes {
-        if own(&name.to_string_lossy()) && (mounted || !layer) {
+        if !is_portable(name, tree) || (own(&name.to_string_lossy()) && mounted) {
             continue;
         }
         xattr::set(&path, name, value).map_err(Error::io("set an attribute of", full))?;
     }
     if !matches!(member.kind, Kind::Symlink { .. }) {
-        let mode = Mode::from_bits_truncate(member.mode);
-        let set = fchmodat(spot.parent, spot.name, mode, FchmodatFlags::FollowSymlink);
-        set.map_err(Error::io("set the mode of", full))?;
+        // By a handle: a mode by name would go through a link that somebody puts in the entry's place.
+        let handle = spot.open(OFlag::O_PATH, Mode::empty()).map_err(Error::io("open", full))?;
+        let handle = PathBuf::from(format!("/proc/self/fd/{}", handle.as_raw_fd()));
+        fs::set_permissions(handle, fs::Permissions::from_mode(member.mode & 0o7777))
+            .map_err(Error::io("set the mode of", full))?;
     }
     Ok(())
 }

@@ -40,6 +40,9 @@ const MAX_EXTENDED: u64 = 4 << 20;
 /// Files in more pieces than this are sent with their holes filled.
 pub(super) const MAX_SEGMENTS: usize = 16_384;
 
+/// Overlayfs attributes that mean the same on another host with the same image. The others (origin, impure, nlink, uuid…) name inodes.
+const OVERLAY_KEPT: [&str; 3] = ["opaque", "redirect", "metacopy"];
+
 const XATTR: &str = "SCHILY.xattr.";
 const SOCKET: &str = "SPOTHOP.socket";
 const FRESH: &str = "SPOTHOP.fresh";
@@ -352,6 +355,19 @@ fn parse_stamp(text: &[u8]) -> Option<Stamp> {
     let digits = fraction.get(..fraction.len().min(9))?;
     let fraction: i64 = format!("{digits:0<9}").parse().ok().filter(|fraction| *fraction >= 0)?;
     Some(if negative && fraction > 0 { (seconds - 1, 1_000_000_000 - fraction) } else { (seconds, fraction) })
+}
+
+/// Whether an attribute means the same on another host. `security.selinux` and the like belong to a host's policy; `system.*` other than
+/// access lists to its filesystem. Neither is sent, nor set for whoever sends it.
+pub(super) fn is_portable(name: &OsStr, tree: &TreeName) -> bool {
+    let Some(name) = name.to_str() else { return false };
+    if let Some(overlay) = name.strip_prefix("trusted.overlay.") {
+        return *tree == TreeName::Rootfs && OVERLAY_KEPT.contains(&overlay);
+    }
+    name.starts_with("user.")
+        || name.starts_with("trusted.")
+        || name.starts_with("system.posix_acl_")
+        || name == "security.capability"
 }
 
 fn parse_number(text: &[u8]) -> Option<u64> {

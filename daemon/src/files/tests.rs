@@ -215,6 +215,10 @@ fn every_cut_is_noticed() {
 }
 
 fn forged(members: &[(&str, member::Kind)]) -> Vec<u8> {
+    forged_with(members, &[])
+}
+
+fn forged_with(members: &[(&str, member::Kind)], attributes: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     let header =
         member::Header { version: member::VERSION, pass: member::Pass::Difference, trees: vec![TreeName::Rootfs] };
@@ -228,7 +232,7 @@ fn forged(members: &[(&str, member::Kind)]) -> Vec<u8> {
             uid: nix::unistd::getuid().as_raw(),
             gid: nix::unistd::getgid().as_raw(),
             mtime: (0, 0),
-            attributes: Vec::new(),
+            attributes: attributes.iter().map(|(name, value)| ((*name).into(), value.to_vec())).collect(),
         };
         member.write(&mut archive, std::io::empty()).expect("written");
     }
@@ -242,7 +246,22 @@ fn hostile_archives_stay_in_their_tree() {
     let outside = tempfile::tempdir().expect("a directory");
     let file = || Kind::File { size: 0, segments: vec![] };
     let link = Kind::Symlink { target: outside.path().into() };
-    let cases: [(&str, Vec<(&str, Kind)>); 6] = [
+    fs::create_dir(hosts.target.path().join("there")).expect("mkdir");
+    symlink(outside.path(), hosts.target.path().join("waits")).expect("symlink");
+    let up = || Kind::Symlink { target: "..".into() };
+    let cases: [(&str, Vec<(&str, Kind)>); 15] = [
+        ("a link that was there before", vec![("rootfs/waits/escaped", file())]),
+        ("a link in the middle", vec![("rootfs/there/up", up()), ("rootfs/there/up/up/escaped", file())]),
+        (
+            "a hard link through a link",
+            vec![("rootfs/up", up()), ("rootfs/hard", Kind::Link { target: "rootfs/up/x".into() })],
+        ),
+        ("a hard link to an absolute name", vec![("rootfs/hard", Kind::Link { target: "/etc/passwd".into() })]),
+        ("a hard link to the tree", vec![("rootfs/hard", Kind::Link { target: "rootfs".into() })]),
+        ("a hard link to another tree", vec![("rootfs/hard", Kind::Link { target: "volume/x/file".into() })]),
+        ("a name with a zero byte", vec![("rootfs/a\0/../../escaped", file())]),
+        ("a name that ends in dots", vec![("rootfs/there/..", file())]),
+        ("a name without an end", vec![("rootfs//escaped", file())]),
         ("dots", vec![("rootfs/../escaped", file())]),
         ("an absolute name", vec![("/escaped", file())]),
         ("a link on the way", vec![("rootfs/link", link.clone()), ("rootfs/link/escaped", file())]),
@@ -256,6 +275,93 @@ fn hostile_archives_stay_in_their_tree() {
         assert_eq!(fs::read_dir(outside.path()).expect("a directory").count(), 0, "{name}");
         assert!(!hosts.target.path().with_file_name("escaped").exists(), "{name}");
     }
+}
+
+/// What an archive of these members makes, whether or not it has an end.
+fn apply_forged(hosts: &Hosts, members: &[(&str, member::Kind)], attributes: &[(&str, &[u8])]) {
+    let applied = applier::apply(forged_with(members, attributes).as_slice(), &hosts.places(false));
+    assert!(matches!(applied, Err(Error::Truncated)), "only the end is missing: {applied:?}");
+}
+
+#[test]
+fn names_of_any_bytes_and_the_last_of_several_members_count() {
+    use member::Kind;
+    let hosts = Hosts::new();
+    let outside = tempfile::tempdir().expect("a directory");
+    let kept = outside.path().join("kept");
+    fs::write(&kept, "precious").expect("write");
+    let file = || Kind::File { size: 0, segments: vec![] };
+    let link = Kind::Symlink { target: kept.clone().into() };
+    // The second replaces the link itself, and is not written through it; nor is a directory made through one.
+    let members = [
+        ("rootfs/line\nfeed\r\u{1b}[2J", file()),
+        ("rootfs/twice", link.clone()),
+        ("rootfs/twice", file()),
+        ("rootfs/hard", link.clone()),
+        ("rootfs/second", Kind::Link { target: "rootfs/hard".into() }),
+        ("rootfs/directory", link),
+        ("rootfs/directory", Kind::Directory { fresh: false }),
+    ];
+    apply_forged(&hosts, &members, &[]);
+    let inside = |name: &str| fs::symlink_metadata(hosts.target.path().join(name)).expect("there");
+    assert!(inside("line\nfeed\r\u{1b}[2J").is_file() && inside("twice").is_file() && inside("directory").is_dir());
+    assert!(inside("second").is_symlink(), "a hard link to a link is the link's other name");
+    let about = fs::metadata(&kept).expect("there");
+    assert_eq!((fs::read(&kept).expect("readable"), about.nlink()), (b"precious".to_vec(), 1));
+}
+
+#[test]
+fn a_hosts_own_attributes_are_not_set_for_anybody() {
+    let hosts = Hosts::new();
+    let file = [("rootfs/file", member::Kind::File { size: 0, segments: vec![] })];
+    let probe = hosts.path("probe");
+    fs::write(&probe, "").expect("write");
+    if xattr::set(&probe, "user.probe", b"").is_err() {
+        return; // This filesystem has none.
+    }
+    let foreign: [(&str, &[u8]); 3] =
+        [("user.fine", b"1"), ("security.selinux", b"system_u:object_r:etc_t:s0"), ("trusted.overlay.origin", b"x")];
+    apply_forged(&hosts, &file, &foreign);
+    let names: Vec<_> = xattr::list(hosts.target.path().join("file")).expect("listed").collect();
+    assert_eq!(names, ["user.fine"]);
+}
+
+/// Somebody who may write into the tree swaps a directory for a link, and an entry for a link, as fast as he can.
+#[test]
+fn a_link_swapped_in_between_two_steps_leads_nowhere() {
+    let hosts = Hosts::new();
+    let outside = tempfile::tempdir().expect("a directory");
+    let kept = outside.path().join("file");
+    fs::write(&kept, "precious").expect("write");
+    fs::set_permissions(&kept, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let root = hosts.target.path();
+    let (directory, aside, link) = (root.join("dir"), root.join("aside"), root.join("link"));
+    fs::create_dir(&directory).expect("mkdir");
+    let file = member::Kind::File { size: 0, segments: vec![] };
+    let bytes = forged_with(&vec![("rootfs/dir/file", file); 20], &[("user.x", b"1")]);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let before = describe(outside.path());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // The directory, and then the file in it, give way to links and come back.
+                let _ = symlink(outside.path(), &link);
+                let _ = fs::rename(&directory, &aside).and_then(|()| fs::rename(&link, &directory));
+                let _ = fs::remove_file(&directory);
+                let _ = fs::rename(&aside, &directory);
+                let _ = fs::remove_file(directory.join("file"));
+                let _ = symlink(&kept, directory.join("file"));
+            }
+        });
+        let began = std::time::Instant::now();
+        while began.elapsed() < std::time::Duration::from_millis(500) {
+            let applied = applier::apply(bytes.as_slice(), &hosts.places(false));
+            assert!(applied.is_err(), "an archive without its end");
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(describe(outside.path()), before);
+    assert!(xattr::list(&kept).map_or(true, |mut names| names.next().is_none()));
 }
 
 #[test]

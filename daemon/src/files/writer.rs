@@ -17,7 +17,7 @@ use nix::unistd::{Whence, lseek, syncfs};
 use tar::Builder;
 
 use super::beneath::{Beneath, Place};
-use super::member::{END, HEADER, Header, Kind, MAX_SEGMENTS, Member, Pass, REMOVED, VERSION, write_note};
+use super::member::{END, HEADER, Header, Kind, MAX_SEGMENTS, Member, Pass, REMOVED, VERSION, is_portable, write_note};
 use super::snapshot::{Seen, Snapshot, Stamp, is_gone, kinds, list};
 use super::{Error, Totals, Tree, TreeName};
 
@@ -31,8 +31,6 @@ const MAY_BE_DIRTY: Duration = Duration::from_secs(3600);
 /// More files than this are synced together with everything else of their filesystem: each sync of one file waits for the disk, some
 /// milliseconds; one of a filesystem waits for all that is dirty on it.
 const SYNC_SINGLY: usize = 100;
-/// Overlayfs attributes that mean the same on another host with the same image. The others (origin, impure, nlink, uuid…) name inodes.
-const OVERLAY_KEPT: [&str; 3] = ["opaque", "redirect", "metacopy"];
 
 /// Pass 1.
 pub(super) fn full(trees: &[Tree], out: impl Write) -> Result<(Snapshot, Totals), Error> {
@@ -255,7 +253,7 @@ impl<W: Write> Writer<W> {
         };
         let mut attributes = Vec::new();
         for name in names {
-            if !is_portable(&name, tree) {
+            if !is_portable(&name, &tree.name) {
                 continue;
             }
             if tree.name == TreeName::Rootfs && self.pass == Pass::Difference {
@@ -279,18 +277,6 @@ impl<W: Write> Writer<W> {
         }
         Ok(())
     }
-}
-
-/// `security.selinux` and the like belong to a host's policy; `system.*` other than access lists to its filesystem.
-fn is_portable(name: &OsStr, tree: &Tree) -> bool {
-    let Some(name) = name.to_str() else { return false };
-    if let Some(overlay) = name.strip_prefix("trusted.overlay.") {
-        return tree.name == TreeName::Rootfs && OVERLAY_KEPT.contains(&overlay);
-    }
-    name.starts_with("user.")
-        || name.starts_with("trusted.")
-        || name.starts_with("system.posix_acl_")
-        || name == "security.capability"
 }
 
 fn may_be_dirty(ctime: Stamp) -> bool {

@@ -3,6 +3,9 @@
 //! SQLite, because several processes share it (the daemon, CRIU's action script) and an operator can read it with
 //! `sqlite3 /var/lib/spothop/journal.db`. WAL with `synchronous=FULL`: a call that returned is on disk. All calls block
 //! for an fsync (milliseconds); async callers go through `spawn_blocking`.
+//!
+//! It holds the recipes of containers that are coming, their environment among them: a daemon that comes back must be able to make
+//! and unmake them. So it is root's alone (mode 0600), and nothing of a recipe is ever logged.
 
 mod schema;
 
@@ -64,6 +67,14 @@ pub enum JournalError {
         /// The system's error.
         source: std::io::Error,
     },
+    /// Its file cannot be made, or made root's alone.
+    #[error("the journal {path} cannot be opened for this user alone; check its disk and permissions", path = path.display())]
+    Private {
+        /// The database's file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// It was written by a newer spothop.
     #[error("the journal {path} has schema {found}, this spothop knows up to {known}; install the newer version again", path = path.display())]
     TooNew {
@@ -117,7 +128,7 @@ pub enum JournalError {
         id: String,
         /// Which column.
         field: &'static str,
-        /// What stands there.
+        /// What stands there, or, of a step, where it cannot be read.
         value: String,
     },
 }
@@ -334,7 +345,11 @@ impl Journal {
         rows.into_iter()
             .map(|(number, json)| match Step::from_json(&json) {
                 Ok(step) => Ok((StepId(number), step)),
-                Err(_) => Err(JournalError::Unreadable { id: id.to_owned(), field: "step", value: json }),
+                // Not the step itself: it may hold the container's environment, and errors are logged.
+                Err(error) => {
+                    let value = format!("step {number}, {:?} error at column {}", error.classify(), error.column());
+                    Err(JournalError::Unreadable { id: id.to_owned(), field: "step", value })
+                }
             })
             .collect()
     }

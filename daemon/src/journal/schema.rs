@@ -1,5 +1,7 @@
 //! The journal's tables and their versions.
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -59,6 +61,11 @@ const TABLES: &str = "
 /// Opens the database and brings its tables to [`VERSION`].
 pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     let failed = |doing| move |source| JournalError::Database { path: path.to_owned(), doing, source };
+    // SQLite makes its files as the umask has it, and those beside the database with the database's own mode.
+    let private = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    private
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)))
+        .map_err(|source| JournalError::Private { path: path.to_owned(), source })?;
     let mut connection = Connection::open(path).map_err(failed("was opened"))?;
     let found = prepare(&mut connection).map_err(failed("was prepared"))?;
     if found > VERSION {

@@ -196,3 +196,40 @@ fn a_volume_is_departed_until_it_arrives_again() {
     journal.volumes_arrived(&["data".into()]).unwrap();
     assert_eq!(journal.departed_volumes().unwrap(), []);
 }
+
+#[test]
+fn the_journal_is_roots_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    let scratch = tempfile::tempdir().unwrap();
+    let directory = scratch.path().join("state");
+    for _ in 0..2 {
+        let journal = Journal::open(&directory.join("journal.db")).unwrap();
+        begin(&journal, Side::Source);
+        assert_eq!(mode(&directory), 0o700);
+        let mut files = 0;
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            assert_eq!(mode(&path), 0o600, "{path:?}");
+            files += 1;
+        }
+        assert_eq!(files, 3, "the database, its log, and the log's index");
+        drop(journal);
+        // One that a former version has left readable is closed.
+        std::fs::set_permissions(directory.join("journal.db"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    }
+}
+
+#[test]
+fn a_step_that_cannot_be_read_is_not_shown() {
+    let (directory, journal) = journal();
+    begin(&journal, Side::Target);
+    let file = rusqlite::Connection::open(directory.path().join("state/journal.db")).unwrap();
+    let step = r#"{"step":"of-another-version","environment":["PASSWORD=hunter2"]}"#;
+    let row = "INSERT INTO step (migration, side, step, intended_at) VALUES ('m1', 'target', ?1, '')";
+    file.execute(row, [step]).unwrap();
+    let error = journal.unsettled("m1", Side::Target).unwrap_err();
+    assert!(matches!(error, JournalError::Unreadable { field: "step", .. }));
+    let shown = format!("{error} {error:?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
+}

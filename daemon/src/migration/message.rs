@@ -23,11 +23,19 @@
 //! as the source likes, until it is answered. A session that ends before `Restore` is answered is an abort.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, Unexpected};
+use serde::{Deserialize, Deserializer, Serialize};
+use spothop_criu::handoff::is_migration_id;
 
 use super::Verdict;
 use crate::orchestrator::{Image, Recipe};
 use crate::provider::Instance;
+
+/// The longest reason, in bytes: CRIU's first error, an engine's answer and all that they caused have a few hundred.
+const LONGEST_REASON: usize = 4096;
+
+/// The most images that a probe asks for: each is a question to the engine. More than any host has containers.
+const MOST_IMAGES: usize = 10_000;
 
 /// A request. All but `Ask` are the source's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,15 +68,18 @@ pub enum Request {
     /// The verdict that is durable in the source's journal.
     Decided {
         /// The migration.
+        #[serde(deserialize_with = "migration_id")]
         migration: String,
         /// The verdict.
         verdict: Verdict,
         /// Why it was aborted.
+        #[serde(default, deserialize_with = "maybe_reason")]
         reason: Option<String>,
     },
     /// Target to source: what does your journal say?
     Ask {
         /// The migration.
+        #[serde(deserialize_with = "migration_id")]
         migration: String,
     },
 }
@@ -84,6 +95,7 @@ pub enum Answer {
     /// To `Offer`: no, and why.
     Refused {
         /// For the operator.
+        #[serde(deserialize_with = "reason")]
         reason: String,
     },
     /// To `Image`: it is here.
@@ -91,6 +103,7 @@ pub enum Answer {
     /// To `Image`: it is not, and cannot be pulled.
     ImageNeeded {
         /// Why not, for the operator.
+        #[serde(deserialize_with = "reason")]
         reason: String,
     },
     /// The step is done.
@@ -107,6 +120,7 @@ pub enum Answer {
     /// The step failed; the target has undone everything it did (before COMMIT).
     Failed {
         /// What went wrong, for the operator.
+        #[serde(deserialize_with = "reason")]
         reason: String,
     },
 }
@@ -117,7 +131,7 @@ pub struct Probe {
     /// `criu cpuinfo dump` of the source, as hexadecimal digits; none where CRIU cannot tell.
     pub cpuinfo: Option<String>,
     /// Images of the containers that look for a place; the answer names those that are there already.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "images")]
     pub images: Vec<Image>,
 }
 
@@ -125,6 +139,7 @@ pub struct Probe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
     /// The migration's id (UUIDv7).
+    #[serde(deserialize_with = "migration_id")]
     pub migration: String,
     /// A notice's id, or `manual`.
     pub cause: String,
@@ -137,4 +152,146 @@ pub struct Offer {
     /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
     #[serde(default)]
     pub instance: Option<Instance>,
+}
+
+/// A migration's id becomes part of paths: of another host's words only what is one is taken.
+fn migration_id<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    if is_migration_id(&text) {
+        return Ok(text);
+    }
+    Err(D::Error::invalid_value(Unexpected::Other("other text"), &"a migration's id, a lower-case UUID"))
+}
+
+/// Reasons end up in journals, logs and on people's terminals: not too long, and without control characters.
+fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    let mut text = String::deserialize(from)?;
+    text.truncate(text.floor_char_boundary(LONGEST_REASON));
+    let harmless = |letter: char| !letter.is_control() || letter == '\n' || letter == '\t';
+    Ok(text.chars().map(|letter| if harmless(letter) { letter } else { ' ' }).collect())
+}
+
+fn maybe_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    struct Reason(#[serde(deserialize_with = "reason")] String);
+    Ok(Option::<Reason>::deserialize(from)?.map(|Reason(text)| text))
+}
+
+fn images<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Image>, D::Error> {
+    let images = Vec::deserialize(from)?;
+    if images.len() > MOST_IMAGES {
+        return Err(D::Error::invalid_length(images.len(), &"ten thousand images at most"));
+    }
+    Ok(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migration::Step;
+    use crate::orchestrator::{DockerRecipe, EngineRecipe, Identity, Mode, RestartPolicy};
+
+    const ID: &str = "0191e0a0-0000-7000-8000-000000000001";
+    const SECRET: &str = "hunter2";
+
+    fn offer() -> Offer {
+        let image = Image {
+            id: "sha256:1".into(),
+            reference: "redis:7".into(),
+            tags: Vec::new(),
+            digests: Vec::new(),
+            architecture: "amd64".into(),
+            os: "linux".into(),
+            variant: None,
+            size: 0,
+        };
+        let secret = || Some(vec![format!("PASSWORD={SECRET}")]);
+        let config = bollard::models::ContainerConfig { env: secret(), cmd: secret(), ..Default::default() };
+        let labels = [("token".to_owned(), SECRET.to_owned())].into();
+        let config = bollard::models::ContainerConfig { labels: Some(labels), ..config };
+        let docker = DockerRecipe { config, host_config: Default::default(), endpoints: Vec::new() };
+        let recipe = Recipe {
+            name: "redis".into(),
+            image,
+            network: Identity { mode: Mode::None, attachments: Vec::new() },
+            volumes: Vec::new(),
+            shared_mounts: Vec::new(),
+            restart_policy: RestartPolicy { name: "always".into(), maximum_retries: 0 },
+            engine: EngineRecipe::Docker(Box::new(docker)),
+        };
+        Offer { migration: ID.into(), cause: "manual".into(), deadline: None, recipe, memory_bytes: 1, instance: None }
+    }
+
+    #[test]
+    fn no_secret_of_a_container_is_ever_shown() {
+        let offer = offer();
+        assert!(serde_json::to_string(&offer).unwrap().contains(SECRET), "it does go over the wire");
+        let step = Step::Create { offer: Box::new(offer.clone()) };
+        let request = Request::Offer(Box::new(offer.clone()));
+        for shown in [format!("{offer:?}"), format!("{step:?}"), format!("{request:#?}"), format!("{:?}", offer.recipe)]
+        {
+            assert!(shown.contains("redis:7"), "it says what it is about: {shown}");
+            assert!(!shown.contains(SECRET), "{shown}");
+        }
+        let container = crate::orchestrator::Container {
+            id: "c0ffee".into(),
+            name: "redis".into(),
+            image: offer.recipe.image.clone(),
+            init_pid: 1,
+            labels: [("token".to_owned(), SECRET.to_owned())].into(),
+            network: offer.recipe.network.clone(),
+            upper_dir: None,
+            merged_dir: None,
+            volumes: Vec::new(),
+            restart_policy: offer.recipe.restart_policy.clone(),
+            runtime: "spothop".into(),
+            tty: false,
+            memory_limit: None,
+            obstacles: Vec::new(),
+            recipe: offer.recipe,
+        };
+        let shown = format!("{container:?}");
+        assert!(shown.contains("redis:7") && !shown.contains(SECRET), "{shown}");
+    }
+
+    #[test]
+    fn only_a_migrations_id_is_taken_for_one() {
+        let words = |id: &str| {
+            let mut offer = serde_json::to_value(Request::Offer(Box::new(offer()))).unwrap();
+            offer["migration"] = id.into();
+            [
+                offer,
+                serde_json::json!({ "request": "ask", "migration": id }),
+                serde_json::json!({ "request": "decided", "migration": id, "verdict": "commit" }),
+            ]
+        };
+        for good in words(ID) {
+            serde_json::from_value::<Request>(good).unwrap();
+        }
+        for id in ["", ".", "..", "../../../etc", "/etc", "0191E0A0-0000-7000-8000-000000000001"] {
+            for bad in words(id) {
+                serde_json::from_value::<Request>(bad).unwrap_err();
+            }
+        }
+    }
+
+    #[test]
+    fn a_peers_reason_is_short_and_harmless() {
+        let said =
+            serde_json::json!({ "answer": "failed", "reason": format!("\u{1b}[2Jno\nway{}", "é".repeat(1 << 20)) });
+        let Answer::Failed { reason } = serde_json::from_value(said).unwrap() else { panic!("another answer") };
+        assert!(reason.starts_with(" [2Jno\nwayé") && reason.len() <= LONGEST_REASON, "{}", reason.len());
+        let said = serde_json::json!({ "request": "decided", "migration": ID, "verdict": "abort", "reason": "\u{7}" });
+        assert!(
+            matches!(serde_json::from_value(said).unwrap(), Request::Decided { reason: Some(text), .. } if text == " ")
+        );
+    }
+
+    #[test]
+    fn a_probe_asks_for_a_limited_number_of_images() {
+        let probe = |count| Probe { cpuinfo: None, images: vec![offer().recipe.image; count] };
+        let again = |probe: Probe| serde_json::from_value::<Probe>(serde_json::to_value(probe).unwrap());
+        assert_eq!(again(probe(MOST_IMAGES)).unwrap().images.len(), MOST_IMAGES);
+        again(probe(MOST_IMAGES + 1)).unwrap_err();
+    }
 }

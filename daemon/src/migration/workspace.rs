@@ -101,3 +101,35 @@ impl Workspace {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// On a thread with mounts of its own, which end with it.
+    #[test]
+    fn memory_lies_where_only_root_can_read_it() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // Nobody else may mount.
+        }
+        let seen = std::thread::spawn(|| {
+            let none = None::<&str>;
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).unwrap();
+            let scratch = tempfile::tempdir().unwrap();
+            let workspace = Workspace::of(scratch.path(), Side::Source, "m");
+            workspace.make(1 << 20).unwrap();
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            let modes = [mode(workspace.directory()), mode(&workspace.images())];
+            let mounted = nix::sys::statfs::statfs(&workspace.images()).unwrap().filesystem_type();
+            workspace.remove(scratch.path()).unwrap();
+            (modes, mounted, workspace.directory().exists())
+        });
+        let tmpfs = nix::sys::statfs::TMPFS_MAGIC;
+        assert_eq!(seen.join().unwrap(), ([0o700, 0o700], tmpfs, false));
+    }
+}

@@ -1,6 +1,7 @@
 //! A container as it is on this host, and what of it has to move.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use super::recipe::{Recipe, RestartPolicy};
 use super::{LABEL_PRIORITY, RUNTIME};
 
 /// A running container: what identifies it, where its parts lie on this host, and the [`Recipe`] for making it elsewhere.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Container {
     /// The engine's id, 64 hexadecimal digits.
     pub id: String,
@@ -43,6 +44,18 @@ pub struct Container {
     pub memory_limit: Option<u64>,
     /// Why it cannot be moved, as far as the engine's settings say it. Empty: nothing speaks against it.
     pub obstacles: Vec<Obstacle>,
+}
+
+/// Without its labels and settings, as [`Recipe`] has it: there may be passwords among them.
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("image", &self.image.reference)
+            .field("obstacles", &self.obstacles)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Container {

@@ -331,3 +331,15 @@ fn made_by(found: &ContainerInspectResponse) -> Option<&str> {
 fn by_name(networks: Vec<Network>) -> BTreeMap<String, Network> {
     networks.into_iter().map(|network| (network.name.clone(), network)).collect()
 }
+
+/// For `fuzz/`: Docker's answers (a container, the volumes and networks around it) as bytes, and what is made of them.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn judge(container: &[u8], image: &[u8], volume: &[u8]) -> Option<super::Container> {
+    let found: ContainerInspectResponse = serde_json::from_slice(container).ok()?;
+    let image = inspect::image("x".into(), "sha256:x".into(), serde_json::from_slice(image).ok()?);
+    let names = inspect::volume_names(&found);
+    let volume: Option<bollard::models::Volume> = serde_json::from_slice(volume).ok();
+    let volumes = names.into_iter().filter_map(|name| Some((name, volume.clone()?))).collect();
+    inspect::container(found, image, &Surroundings { volumes, ..Surroundings::default() }).ok()
+}

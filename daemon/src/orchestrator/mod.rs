@@ -31,6 +31,9 @@ use futures_util::future::BoxFuture;
 use tokio::io::AsyncRead;
 
 pub use container::{Container, Image, Volume};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use docker::judge;
 pub use docker::{Docker, Trace};
 pub use error::Error;
 pub use network::{Attachment, Identity, Mode, Network};

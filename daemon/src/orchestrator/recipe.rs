@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
-use std::{fs, io};
+use std::{fmt, fs, io};
 
 use bollard::models::{ContainerConfig, HostConfig};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub enum EngineRecipe {
 }
 
 /// Docker's `inspect`, sorted into what `POST /containers/create` takes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct DockerRecipe {
     /// `Config`: command, environment, user, labels, health check… The host name is always told, as the default is the start of
     /// the source's id, which the processes have seen.
@@ -52,6 +52,15 @@ pub struct DockerRecipe {
     pub host_config: HostConfig,
     /// `NetworkSettings.Networks`, sorted by name, without what the engine fills in itself.
     pub endpoints: Vec<DockerEndpoint>,
+}
+
+/// Without the settings: environment, command line, labels and health check are where people keep their passwords, and a log is no
+/// place for them.
+impl fmt::Debug for DockerRecipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let networks: Vec<_> = self.endpoints.iter().map(|endpoint| &endpoint.network).collect();
+        f.debug_struct("DockerRecipe").field("networks", &networks).finish_non_exhaustive()
+    }
 }
 
 /// One network endpoint of a [`DockerRecipe`].

@@ -1,6 +1,6 @@
 //! Files: any connection carries any chunk of any file, so that all of them are busy to the end.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -261,9 +261,10 @@ struct Target {
 struct TargetState {
     /// Open between its first chunk with bytes and its last chunk.
     file: Option<Arc<File>>,
-    /// Of each chunk, once it is there.
-    checksums: Vec<Option<u64>>,
-    missing: usize,
+    /// Of each chunk that is there, by its place. Not a list of all that should be: a size is only announced, and of a petabyte the
+    /// mere list would take more memory than there is.
+    checksums: BTreeMap<u64, u64>,
+    missing: u64,
 }
 
 /// Makes all files, empty but of their full size, so that what is never written is a hole.
@@ -272,8 +273,8 @@ fn targets(root: &Path, files: Vec<message::File>, chunk_bytes: u32) -> Result<V
         let path = root.join(&name);
         let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?.set_len(size);
         create().map_err(file_error("create", &path))?;
-        let missing = chunks_of(size, chunk_bytes);
-        let state = TargetState { file: None, checksums: vec![None; missing], missing };
+        let missing = size.div_ceil(u64::from(chunk_bytes));
+        let state = TargetState { file: None, checksums: BTreeMap::new(), missing };
         Ok(Target { name, path, size, chunk_bytes, state: Mutex::new(state) })
     };
     files.into_iter().map(target).collect()
@@ -295,8 +296,7 @@ impl Target {
         }
 
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = (header.offset / chunk_bytes) as usize;
-        if state.checksums[index].replace(header.checksum).is_some() {
+        if state.checksums.insert(header.offset / chunk_bytes, header.checksum).is_some() {
             return Err(protocol("a chunk comes once"));
         }
         state.missing -= 1;
@@ -319,8 +319,7 @@ impl Target {
     /// `None` while a chunk is missing.
     fn digest(&self) -> Option<String> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let checksums = state.checksums.iter().copied().collect::<Option<Vec<_>>>()?;
-        Some(digest(checksums.into_iter(), self.size, self.chunk_bytes))
+        (state.missing == 0).then(|| digest(state.checksums.values().copied(), self.size, self.chunk_bytes))
     }
 }
 

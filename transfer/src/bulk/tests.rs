@@ -249,6 +249,26 @@ async fn too_much_is_refused_before_anything_is_written() {
 }
 
 #[tokio::test]
+async fn an_announced_exabyte_takes_no_memory() {
+    // A tmpfs, as images are received into: other filesystems refuse such a file by themselves.
+    let to = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (mut a, mut b) = pair(1);
+    // The most that a file may be large: a list of all its chunks would not fit into any memory.
+    let size = i64::MAX as u64;
+    let received = tokio::join!(
+        async {
+            let (mut transfer, _connections) = Transfer::new(a.begin_transfer().unwrap(), &quiet);
+            transfer.announce(announce(&[("pages-1.img", size)])).await.unwrap();
+        },
+        b.receive_files(to.path(), &ALL, &quiet)
+    )
+    .1;
+    // The sender that hangs up is what goes wrong.
+    let error = received.unwrap_err();
+    assert!(matches!(error, Error::File { .. } | Error::Peer { .. } | Error::Truncated { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_file_that_is_there_is_not_overwritten() {
     let dirs = Dirs::new();
     let names = fill(dirs.from.path(), &[("x", b"new".to_vec())]);

@@ -39,6 +39,8 @@ struct Context {
     credentials: Credentials,
     options: Options,
     waiting: Mutex<HashMap<Token, Waiting>>,
+    /// One mark per peer that has sessions open; each of them holds a copy.
+    open: Mutex<HashMap<String, Arc<()>>>,
 }
 
 /// A session that waits for its data connections.
@@ -72,7 +74,8 @@ impl Listener {
         let failed = |source| Error::Bind { address: address.to_owned(), source: Arc::new(source) };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        let context = Context { credentials: credentials.into(), options, waiting: Mutex::default() };
+        let context =
+            Context { credentials: credentials.into(), options, waiting: Mutex::default(), open: Mutex::default() };
         Ok(Self {
             listener,
             local_addr,
@@ -156,17 +159,30 @@ impl Context {
                         limit: MAX_DATA_CONNECTIONS as u64,
                     });
                 }
+                let Some(mark) = self.one_more(&known.name) else {
+                    handshake::answer(&mut stream, Verdict::BadHello, peer).await;
+                    let limit = self.options.max_sessions_per_peer as u64;
+                    return Err(Error::Limit { what: "the number of sessions of one peer", actual: limit + 1, limit });
+                };
                 socket::limit_silence(stream.get_ref().0.get_ref(), self.options.peer_timeout)
                     .map_err(|error| Error::from_io(peer, "the TCP set-up", error))?;
                 let data = self.gather(&mut stream, &known, version, count, peer).await?;
                 debug!(peer, name = known.name, version, data_connections, "session accepted");
-                Ok(Some(Session::new(Box::new(stream), data, known.name, address, version)))
+                Ok(Some(Session::new(Box::new(stream), data, known.name, address, version).marked(mark)))
             }
             (version, Role::Data { index, token }) => {
                 self.hand_over(stream, &known, version, index, &token, peer).await?;
                 Ok(None)
             }
         }
+    }
+
+    /// Counts another session of a peer; `None` when it has as many as it may.
+    fn one_more(&self, peer: &str) -> Option<Arc<()>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, mark| Arc::strong_count(mark) > 1);
+        let mark = open.entry(peer.to_owned()).or_default();
+        (Arc::strong_count(mark) <= self.options.max_sessions_per_peer).then(|| mark.clone())
     }
 
     /// Answers a control connection's hello and waits for the session's data connections; in the order of their indices.

@@ -25,6 +25,8 @@ use crate::wire::hello::Role;
 use crate::wire::{Connection, frame};
 
 pub(crate) use control::{Aborter, Control};
+#[cfg(feature = "fuzzing")]
+pub(crate) use handshake::greet;
 pub use listener::Listener;
 
 /// Largest control message, in bytes.
@@ -48,6 +50,9 @@ pub struct Options {
     /// The hosts that a listener takes, by the first name in their certificates; another one with a good certificate hears
     /// [`Error::Stranger`] and nothing else. Default none: every host with a good certificate.
     pub peers: Option<BTreeSet<String>>,
+    /// Sessions that a listener lets one peer (by its name) have open at once; more are refused. A migration has two at most, the
+    /// second to say its verdict again. Each may hold 17 connections and 64 MiB of buffers. Default 64.
+    pub max_sessions_per_peer: usize,
 }
 
 impl Default for Options {
@@ -59,6 +64,7 @@ impl Default for Options {
             max_pending: 256,
             max_pending_per_address: 64,
             peers: None,
+            max_sessions_per_peer: 64,
         }
     }
 }
@@ -143,6 +149,8 @@ pub struct Session {
     peer_name: String,
     peer_addr: SocketAddr,
     version: u16,
+    /// Counts among the peer's open sessions while it is there.
+    _open: Option<Arc<()>>,
 }
 
 impl fmt::Debug for Session {
@@ -168,7 +176,21 @@ impl Session {
         // Messages name the host too: an address alone means little to people.
         let peer = Arc::from(format!("{peer_name} ({peer_addr})"));
         let link = Arc::new(Link::new(data.len()));
-        Self { control: Control::new(control, peer), data, link, transfers: 0, peer_name, peer_addr, version }
+        Self {
+            control: Control::new(control, peer),
+            data,
+            link,
+            transfers: 0,
+            peer_name,
+            peer_addr,
+            version,
+            _open: None,
+        }
+    }
+
+    /// Keeps `mark` as long as the session is open.
+    pub(crate) fn marked(self, mark: Arc<()>) -> Self {
+        Self { _open: Some(mark), ..self }
     }
 
     /// The parts that a transfer works with, its number, and the data connections, which the transfer gives back if it succeeds.

@@ -94,29 +94,85 @@ async fn a_host_of_another_authority_is_refused_by_both() {
     still_open(&ours, &address, accepted).await;
 }
 
+/// A client that shows the certificate of a foreign authority, or none, and notes what the server told it to choose by.
+#[derive(Debug)]
+struct Intruder {
+    shown: Option<Arc<rustls::sign::CertifiedKey>>,
+    hints: std::sync::Mutex<Vec<Vec<u8>>>,
+}
+
+impl rustls::client::ResolvesClientCert for Intruder {
+    fn resolve(&self, hints: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        self.hints.lock().unwrap().extend(hints.iter().map(|hint| hint.to_vec()));
+        self.shown.clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 #[tokio::test]
-async fn a_peer_without_a_certificate_learns_nothing() {
-    let authority = Authority::new();
-    let (address, accepted) = host_b(&authority, Options::default()).await;
-    let mut roots = rustls::RootCertStore::empty();
-    let pem = std::fs::read(authority.path().join(CA_CERTIFICATE)).unwrap();
+async fn a_peer_without_a_valid_certificate_learns_nothing() {
     use rustls::pki_types::pem::PemObject;
-    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
-    let nobody = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(&address).await.unwrap();
-    let name = ServerName::try_from("b").unwrap();
-    let mut stream = TlsConnector::from(Arc::new(nobody)).connect(name, stream).await.unwrap();
-    let hello = Hello { versions: crate::version::SUPPORTED, role: Role::Control { data_connections: 1 } };
-    let _ = stream.write_all(&hello.encode()).await;
-    let mut heard = Vec::new();
-    let end = stream.read_to_end(&mut heard).await;
-    assert!(end.is_err(), "an alert, not an orderly end");
-    assert_eq!(heard, b"", "not a byte of the protocol");
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let (authority, foreign) = (Authority::new(), Authority::new());
+    let (address, accepted) = host_b(&authority, Options::default()).await;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    foreign.identity("a");
+    let key = PrivateKeyDer::from_pem_file(foreign.path().join("a").join(certs::HOST_KEY)).unwrap();
+    let key = provider.key_provider.load_private_key(key).unwrap();
+    let chain = vec![CertificateDer::from_pem_file(foreign.path().join("a").join(certs::HOST_CERTIFICATE)).unwrap()];
+    for shown in [None, Some(Arc::new(rustls::sign::CertifiedKey::new(chain.clone(), key.clone())))] {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority.path().join(CA_CERTIFICATE)).unwrap()).unwrap();
+        let intruder = Arc::new(Intruder { shown, hints: std::sync::Mutex::default() });
+        let config = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(intruder.clone());
+        let stream = TcpStream::connect(&address).await.unwrap();
+        // To a client of TLS 1.3 its own handshake is over before the server has looked at its certificate.
+        let name = ServerName::try_from("b").unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+        let hello = Hello { versions: crate::version::SUPPORTED, role: Role::Control { data_connections: 1 } };
+        let _ = stream.write_all(&hello.encode()).await;
+        let mut heard = Vec::new();
+        let end = stream.read_to_end(&mut heard).await;
+        assert!(end.is_err(), "an alert, not an orderly end");
+        assert_eq!(heard, b"", "not a byte of the protocol");
+        assert_eq!(intruder.hints.lock().unwrap().as_slice(), [] as [Vec<u8>; 0], "nor whom it should be signed by");
+        let presented = stream.get_ref().1.peer_certificates().unwrap();
+        assert_eq!(presented.len(), 1, "the host's own certificate, which TLS must show, and none beside it");
+    }
     still_open(&authority, &address, accepted).await;
+}
+
+#[tokio::test]
+async fn a_peer_has_a_limited_number_of_sessions() {
+    let authority = Authority::new();
+    let identity = authority.identity("b");
+    let options = Options { max_sessions_per_peer: 2, ..Options::default() };
+    let mut listener = Listener::bind_with("127.0.0.1:0", &identity, options).await.unwrap();
+    let address = listener.local_addr().to_string();
+    let (sender, mut sessions) = tokio::sync::mpsc::unbounded_channel();
+    let accepting = tokio::spawn(async move { while sender.send(listener.accept().await).is_ok() {} });
+    let greedy = authority.identity("greedy");
+    let mut theirs = Vec::new();
+    let mut ours = Vec::new();
+    for _ in 0..2 {
+        theirs.push(connect(&address, "b", &greedy, 1).await.unwrap());
+        ours.push(sessions.recv().await.unwrap());
+    }
+    let refused = connect(&address, "b", &greedy, 1).await.unwrap_err();
+    assert!(matches!(refused, Error::Protocol { .. }), "{refused}");
+    let other = connect(&address, "b", &authority.identity("modest"), 1).await.unwrap();
+    assert_eq!(sessions.recv().await.unwrap().peer_name(), "modest");
+    ours.pop();
+    connect(&address, "b", &greedy, 1).await.expect("one that ended counts no more");
+    drop((theirs, ours, other));
+    accepting.abort();
 }
 
 #[tokio::test]

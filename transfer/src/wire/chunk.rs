@@ -16,7 +16,7 @@
 use tokio::io::{AsyncRead, AsyncReadExt};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::read_le;
+use super::{read_announced, read_le};
 use crate::error::Error;
 
 /// Length of the header, in bytes.
@@ -129,8 +129,8 @@ pub(crate) async fn read(
         return Err(Error::Protocol { peer: peer.into(), rule: "a chunk belongs to the transfer that is under way" });
     }
     header.check_lengths(chunk_bytes, peer)?;
-    stored.resize(header.stored_length as usize, 0);
-    stream.read_exact(stored).await.map_err(|error| Error::from_io(peer, "a chunk", error))?;
+    let length = header.stored_length as usize;
+    read_announced(stream, stored, length).await.map_err(|error| Error::from_io(peer, "a chunk", error))?;
     Ok(header)
 }
 

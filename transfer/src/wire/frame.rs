@@ -11,7 +11,7 @@
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::read_le;
+use super::{read_announced, read_le};
 use crate::error::Error;
 use crate::session::MAX_MESSAGE;
 
@@ -74,8 +74,8 @@ pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin), peer: &str) -> R
             limit: MAX_MESSAGE as u64,
         });
     }
-    let mut payload = vec![0; length];
-    stream.read_exact(&mut payload).await.map_err(mid_frame)?;
+    let mut payload = Vec::new();
+    read_announced(stream, &mut payload, length).await.map_err(mid_frame)?;
     if xxh3_64_with_seed(&payload, read_le!(u64, bytes, 0)) != read_le!(u64, bytes, 8) {
         return Err(Error::Checksum { peer: peer.into(), object: "a control message".into(), offset: 0 });
     }
