@@ -141,7 +141,7 @@ pub fn hop(arena: &Arena, hops: u64, say: &dyn Fn(&str)) -> Result<Outcome> {
     }
     let seconds = start.elapsed().as_secs_f64();
     let late = measure(arena)?;
-    let (_, report) = client.finish();
+    let (_, report) = client.finish(true);
     let client = report?;
     let watch = sampler.finish();
     let usage: Vec<_> = HOSTS

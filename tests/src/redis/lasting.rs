@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Long enough for a handshake, short enough to try again while a host boots.
 const CONNECT: Duration = Duration::from_secs(1);
 /// How long the last questions may take.
-const LAST: Duration = Duration::from_secs(30);
+const LAST: Duration = Duration::from_secs(10);
 
 /// Whom to talk to, and how fast.
 #[derive(Debug, Clone)]

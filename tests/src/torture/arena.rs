@@ -172,7 +172,7 @@ impl Arena {
         match wait.recv_timeout(START) {
             Ok(()) => Ok(client),
             // It has ended without, and says why; or it hangs.
-            Err(_) => Err(client.finish().1.err().unwrap_or_else(|| Error::Unexpected {
+            Err(_) => Err(client.finish(false).1.err().unwrap_or_else(|| Error::Unexpected {
                 what: "the client".to_owned(),
                 text: "it took a minute to begin".to_owned(),
             })),
@@ -232,10 +232,11 @@ impl Arena {
 }
 
 impl Client {
-    /// Stops it; whether it had to be torn from a connection that said nothing any more, and what it has seen.
-    pub fn finish(mut self) -> (bool, Result<lasting::Report>) {
+    /// Stops it; whether it had to be torn from a connection that said nothing any more, and what it has seen. It is waited for
+    /// only if there should be a server.
+    pub fn finish(mut self, served: bool) -> (bool, Result<lasting::Report>) {
         self.remote.stop();
-        let end = Instant::now() + LAST_REPLY;
+        let end = Instant::now() + if served { LAST_REPLY } else { Duration::ZERO };
         let ended = |client: &Self| client.thread.as_ref().is_none_or(JoinHandle::is_finished);
         while !ended(&self) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(10)); // a thread's end is no event that one can wait for with a limit

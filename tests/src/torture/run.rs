@@ -58,13 +58,14 @@ pub fn run(arena: &mut Arena, seed: u64, index: u64, plan: &Plan, evidence: &Pat
     course.calm(arena)?;
     let settling = Instant::now();
     let settled = settle(arena);
+    let served = settled.is_ok();
     let settle_s = settling.elapsed().as_secs_f64();
     let cli = course.end_cli();
 
     let mut violations = Vec::new();
     violations.extend(settled.err());
     violations.extend(clean(arena)?);
-    let (hung, report) = client.finish();
+    let (hung, report) = client.finish(served);
     let watch = sampler.finish();
     judge_watch(&watch, &mut violations);
     let outcome = judge_data(arena, plan, roles, hung, &report, &mut violations);
