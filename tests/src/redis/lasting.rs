@@ -308,3 +308,92 @@ impl std::fmt::Display for Chain<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufReader, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::redis::decode;
+
+    type Kept = HashMap<Vec<u8>, Vec<u8>>;
+
+    /// Serves a connection for so many requests, then closes it.
+    fn serve(stream: TcpStream, kept: &mut Kept, run_id: &str, requests: u64) -> Option<()> {
+        let mut reader = BufReader::new(stream.try_clone().ok()?);
+        let mut writer = stream;
+        for _ in 0..requests {
+            let mut count = String::new();
+            std::io::BufRead::read_line(&mut reader, &mut count).ok()?;
+            let mut words = Vec::new();
+            for _ in 0..count.trim().get(1..)?.parse().ok()? {
+                let Ok(Some(Reply::Bulk(word))) = decode(&mut reader) else { return None };
+                words.push(word);
+            }
+            let bulk = |bytes: &[u8]| [format!("${}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+            let reply = match words.as_slice() {
+                [set, key, value] if set == b"SET" => {
+                    kept.insert(key.clone(), value.clone());
+                    b"+OK\r\n".to_vec()
+                }
+                [get, key] if get == b"GET" => kept.get(key).map_or_else(|| b"$-1\r\n".to_vec(), |value| bulk(value)),
+                _ => bulk(format!("# Server\r\nrun_id:{run_id}\r\n").as_bytes()),
+            };
+            writer.write_all(&reply).ok()?;
+        }
+        Some(())
+    }
+
+    /// A server that is another one on every connection but the first, and has what `between` leaves it.
+    fn run_against(requests: u64, between: fn(&mut Kept)) -> Report {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let mut kept = Kept::new();
+            for (number, requests) in [requests, u64::MAX].into_iter().enumerate() {
+                serve(listener.accept().unwrap().0, &mut kept, &format!("id{number}"), requests);
+                between(&mut kept);
+            }
+        });
+        let remote = Remote::default();
+        let options = Options { server, pause: Duration::ZERO, mark: "t".to_owned() };
+        thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                while remote.replies() < 1000 {
+                    thread::yield_now();
+                }
+                remote.stop();
+            });
+            let report = run(&options, &remote, || ()).unwrap();
+            watcher.join().unwrap();
+            report
+        })
+    }
+
+    #[test]
+    fn a_faithful_server_on_one_connection_is_told_as_such() {
+        let report = run_against(u64::MAX, |_| ());
+        assert_eq!((report.lost_writes, report.breaks.len(), report.unread), (0, 0, None));
+        assert_eq!(report.run_ids, ("id0".to_owned(), "id0".to_owned()));
+        assert!(report.acknowledged_writes >= 500);
+    }
+
+    #[test]
+    fn a_broken_connection_is_told_apart_from_lost_data() {
+        let report = run_against(600, |_| ());
+        assert_eq!((report.lost_writes, report.breaks.len(), report.unread), (0, 1, None));
+        assert_eq!(report.run_ids.1, "id1");
+    }
+
+    #[test]
+    fn every_acknowledged_write_that_is_gone_is_counted() {
+        let report = run_against(600, |kept| kept.retain(|key, _| key != b"lasting:7"));
+        assert_eq!(report.breaks.len(), 1);
+        // It may have been written again before it was read.
+        assert!(report.lost_writes <= 1);
+        let all = run_against(600, Kept::clear);
+        assert!(all.lost_writes > 0, "{all:?}");
+        assert!(all.lost[0].contains("and is Nil"), "{all:?}");
+    }
+}

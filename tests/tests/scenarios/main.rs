@@ -79,6 +79,7 @@ fn main() -> ExitCode {
         faults::a_target_cut_off_before_commit_leaves_the_container_where_it_was,
         faults::a_target_that_loses_its_power_before_commit_leaves_the_container_where_it_was,
         matrix::faults_of_every_kind_in_the_dangerous_windows_neither_lose_nor_double_anything,
+        matrix::the_checker_finds_two_that_run_and_what_is_left,
         matrix::ten_moves_on_one_connection_leave_nothing_behind,
     ];
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -10,8 +10,11 @@ use spothop_tests::soak;
 use spothop_tests::switch::Direction;
 use spothop_tests::testbed::down;
 use spothop_tests::torture::arena::Arena;
+use spothop_tests::torture::check::leftovers;
+use spothop_tests::torture::inside::Inside;
 use spothop_tests::torture::plan::{At, Cause, Fault, Plan, Side, Until, Victim};
 use spothop_tests::torture::run;
+use spothop_tests::torture::sampler::Sampler;
 
 use crate::scene::Scene;
 
@@ -85,4 +88,40 @@ pub(crate) fn ten_moves_on_one_connection_leave_nothing_behind(_: &Scene) {
     eprintln!("{}", outcome.text());
     assert_eq!(outcome.hops, 10);
     assert!(outcome.wrong.is_empty(), "{:#?}", outcome.wrong);
+}
+
+pub(crate) fn the_checker_finds_two_that_run_and_what_is_left(_: &Scene) {
+    let hosts = Hosts::up("e2e-checker");
+    let arena = &hosts.arena;
+    let look = || {
+        let sampler = Sampler::start(["a", "b"].map(|host| Inside::of(&arena.bed, host).expect("a host")));
+        std::thread::sleep(Duration::from_millis(300)); // some ten looks
+        sampler.finish()
+    };
+    assert_eq!(leftovers(arena).expect("a look"), Vec::<String>::new());
+    assert_eq!(look().doubled, 0);
+    arena.sh("b", "docker run --detach --name=second redis").expect("a second server");
+    assert!(arena.source().is_err(), "two of them");
+    let watch = look();
+    assert!(watch.doubled > 0 && watch.doubled == watch.samples, "{watch:?}");
+    // One that stands still cannot do any harm.
+    arena.sh("b", "docker pause second").expect("a pause");
+    assert_eq!(look().doubled, 0);
+    let make = "mkdir -p /run/spothop/dump/x/images /var/lib/spothop/pending; mount -t tmpfs none /run/spothop/dump/x/images; \
+                nft add table inet spothop; ip netns add spothop-x; touch /var/lib/spothop/pending/x; \
+                docker update --restart=no r1";
+    arena.sh("a", make).expect("things that are left");
+    let left = leftovers(arena).expect("a look").join("\n");
+    for what in [
+        "b: frozen",
+        "b: containers \"second paused\"",
+        "a: mount none /run/spothop/dump/x/images",
+        "a: /run/spothop/dump/x",
+        "a: /var/lib/spothop/pending/x",
+        "a: network namespace spothop-x",
+        "a: nft table inet spothop",
+        "a: restart policy no",
+    ] {
+        assert!(left.contains(what), "{what} is not in:\n{left}");
+    }
 }
