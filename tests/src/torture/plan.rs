@@ -379,13 +379,14 @@ impl Dice {
 }
 
 impl Plan {
-    /// Whether the server may have been started anew: the fault may end the only copy of its memory, or the container itself.
+    /// Whether a server that is at this side in the end may have been started anew: only where the fault has ended its memory, or
+    /// the container itself.
     #[must_use]
-    pub fn allows_restart(&self) -> bool {
+    pub fn allows_restart(&self, at: Side) -> bool {
         match self.fault {
-            Fault::PowerOff { .. } => true,
+            Fault::PowerOff { side, .. } => side == at,
             // A killed daemon of spothop, by contrast, takes nothing with it.
-            Fault::KillOther { victim, .. } => victim != Victim::Daemon,
+            Fault::KillOther { side, victim } => side == at && victim != Victim::Daemon,
             _ => false,
         }
     }
@@ -518,11 +519,13 @@ mod tests {
 
     #[test]
     fn only_what_ends_the_server_itself_excuses_a_start_from_the_disk() {
-        let allows = |fault| Plan { at: None, fault, cause: Cause::Manual }.allows_restart();
-        assert!(allows(Fault::PowerOff { side: Side::Source, back_after: Duration::ZERO }));
-        assert!(allows(Fault::KillOther { side: Side::Source, victim: Victim::Criu }));
-        assert!(!allows(Fault::KillOther { side: Side::Target, victim: Victim::Daemon }));
-        assert!(!allows(Fault::Kill));
-        assert!(!allows(Fault::StreamCut));
+        let allows = |fault, side| Plan { at: None, fault, cause: Cause::Manual }.allows_restart(side);
+        let off = Fault::PowerOff { side: Side::Source, back_after: Duration::ZERO };
+        assert!(allows(off, Side::Source));
+        assert!(!allows(off, Side::Target));
+        assert!(allows(Fault::KillOther { side: Side::Source, victim: Victim::Criu }, Side::Source));
+        assert!(!allows(Fault::KillOther { side: Side::Target, victim: Victim::Daemon }, Side::Target));
+        assert!(!allows(Fault::Kill, Side::Source));
+        assert!(!allows(Fault::StreamCut, Side::Target));
     }
 }

@@ -288,24 +288,20 @@ fn moved(arena: &Arena, roles: Roles) -> bool {
     arena.source().is_ok_and(|(now, _)| now == roles.target) && open(arena).is_empty()
 }
 
-/// What is not finished, in words: migrations and notices of both daemons, or that one cannot be asked.
+/// What is not finished, in words: migrations of both daemons, or that one cannot be asked.
 fn open(arena: &Arena) -> Vec<String> {
-    let mut found = Vec::new();
-    for host in HOSTS {
-        let status = arena.ask(host, &["status"]);
-        match status["migrations"].as_array() {
-            None => found.push(format!("the daemon of {host} does not answer")),
-            Some(migrations) => found.extend(migrations.iter().map(|one| {
-                format!(
-                    "{host} has an open migration ({} {}, {})",
-                    word(&one["side"]),
-                    word(&one["phase"]),
-                    word(&one["reason"])
-                )
-            })),
-        }
-    }
-    found
+    HOSTS.iter().flat_map(|host| open_at(host, &arena.ask(host, &["status"]))).collect()
+}
+
+fn open_at(host: &str, status: &Value) -> Vec<String> {
+    let Some(migrations) = status["migrations"].as_array() else {
+        return vec![format!("the daemon of {host} does not answer")];
+    };
+    let told = |one: &Value| {
+        let [side, phase, reason] = ["side", "phase", "reason"].map(|key| word(&one[key]));
+        format!("{host} has an open migration ({side} {phase}, {reason})")
+    };
+    migrations.iter().map(told).collect()
 }
 
 fn word(value: &Value) -> &str {
@@ -317,9 +313,11 @@ fn settle(arena: &Arena) -> Result<(), String> {
     let end = Instant::now() + SETTLE;
     let mut steady = 0;
     loop {
-        let mut unsettled = open(arena);
+        let mut unsettled = Vec::new();
         for host in HOSTS {
-            if arena.ask(host, &["status"])["notices"].as_array().is_some_and(|notices| !notices.is_empty()) {
+            let status = arena.ask(host, &["status"]);
+            unsettled.append(&mut open_at(host, &status));
+            if status["notices"].as_array().is_some_and(|notices| !notices.is_empty()) {
                 unsettled.push(format!("{host} is under notice"));
             }
         }
@@ -379,8 +377,10 @@ fn judge_data(
     }
     let Ok((now, _)) = arena.source() else { return Outcome::Lost };
     if report.run_ids.0 != report.run_ids.1 {
-        if !plan.allows_restart() {
-            violations.push("started anew without need".to_owned());
+        let side = if now == roles.target { Side::Target } else { Side::Source };
+        // One that cannot be asked is not known to be another.
+        if report.unread.is_none() && !plan.allows_restart(side) {
+            violations.push(format!("started anew at the {side} without need"));
         }
         return Outcome::Restarted;
     }
