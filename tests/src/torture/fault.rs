@@ -22,6 +22,9 @@ const RESETTING: Duration = Duration::from_millis(400);
 /// How long a disk stays full if the command line does not end before.
 const FULL: Duration = Duration::from_secs(5);
 
+/// How often a tmpfs is made smaller that grows at the same time.
+const SHRINKING: u32 = 20;
+
 /// Who is who in this run.
 #[derive(Debug, Clone, Copy)]
 pub struct Roles {
@@ -153,8 +156,11 @@ fn kill(arena: &Arena, host: &str, victim: Victim) -> Result<Option<String>> {
     let inside = Inside::of(&arena.bed, host)?;
     let victims = match victim {
         Victim::Daemon => inside.daemon().into_iter().collect(),
-        // Restored tasks begin as CRIU's own program; those are the container.
-        Victim::Criu => inside.named("criu").into_iter().filter(|process| !process.in_container).collect(),
+        // Restored tasks begin as children of CRIU, and as its own program; those are the container.
+        Victim::Criu => {
+            let all = inside.named("criu");
+            all.iter().filter(|one| !all.iter().any(|other| Some(other.pid) == one.parent())).cloned().collect()
+        }
         Victim::Runc => inside.named("runc"),
         Victim::Dockerd => inside.named("dockerd"),
         Victim::Shim => inside.named("containerd-shim-runc-v2"),
@@ -183,12 +189,16 @@ fn shrink(arena: &Arena, host: &str) -> Result<Option<String>> {
     let at = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with("/run/spothop/"));
     let mut shrunk = Vec::new();
     for at in at {
-        let Ok(now) = statvfs(&inside.path(at)) else { continue };
-        // None at all would mean no limit.
-        let used = ((now.blocks() - now.blocks_free()) * now.fragment_size()).max(4096);
-        let size = format!("remount,size={used}");
-        if output(&mut arena.bed.exec(host, ["mount", "-o", &size, at])?)?.status.success() {
-            shrunk.push(format!("{at} on {host} has {used} bytes"));
+        // What comes in between the question and the word makes it too small.
+        for _ in 0..SHRINKING {
+            let Ok(now) = statvfs(&inside.path(at)) else { break };
+            // None at all would mean no limit.
+            let used = ((now.blocks() - now.blocks_free()) * now.fragment_size()).max(4096);
+            let size = format!("remount,size={used}");
+            if output(&mut arena.bed.exec(host, ["mount", "-o", &size, at])?)?.status.success() {
+                shrunk.push(format!("{at} on {host} has {used} bytes"));
+                break;
+            }
         }
     }
     Ok((!shrunk.is_empty()).then(|| shrunk.join(", ")))

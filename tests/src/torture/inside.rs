@@ -44,6 +44,12 @@ impl Process {
         self.program.rsplit('/').next().unwrap_or_default()
     }
 
+    /// The number of its parent; none for one that is gone already.
+    #[must_use]
+    pub fn parent(&self) -> Option<i32> {
+        fields(&fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?).nth(1)?.parse().ok()
+    }
+
     /// Ends it at once; one that is gone already is no error.
     pub fn kill(&self) {
         signal(self.pid, Signal::SIGKILL);
