@@ -30,6 +30,7 @@ use crate::capacity::Reservation;
 use crate::files::{self, Place, Target as Way, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{self, CreateOptions, Created, Mode};
+use crate::provider::Inquiry;
 
 /// For the engine and the wrapper to get to the point where only the images are missing.
 const START: Duration = Duration::from_secs(60);
@@ -339,8 +340,9 @@ impl Target {
                 }
             }
         }
+        let mut inquiry = self.context.providers.inquire(self.offer.instance.clone());
         loop {
-            match self.find_verdict().await {
+            match self.find_verdict(&mut inquiry).await {
                 Ok(Some(verdict)) => return (verdict, None),
                 Ok(None) => {}
                 Err(failure) => {
@@ -351,7 +353,7 @@ impl Target {
         }
     }
 
-    async fn find_verdict(&self) -> Result<Option<Verdict>, Error> {
+    async fn find_verdict(&self, inquiry: &mut Inquiry) -> Result<Option<Verdict>, Error> {
         // Somebody resolves it, or the source asks us to let go of it.
         if let Some(verdict) = self.track.verdict().await? {
             return Ok(Some(verdict));
@@ -362,8 +364,9 @@ impl Target {
             Err(failure) => info!(migration = %self.track.id, error = chain(&failure), "the source does not answer"),
         }
         let occasion = Occasion { cause: &self.offer.cause, deadline: self.offer.deadline };
-        if occasion.fences(Instance::Unknown, Timestamp::now()) {
-            error!(migration = %self.track.id, "the source is silent and cannot run any more: the container runs here now");
+        let word = inquiry.word().await;
+        if occasion.fences(Instance::from(&word), Timestamp::now()) {
+            error!(migration = %self.track.id, source = %word, "the source is silent and cannot run any more: the container runs here now");
             return Ok(Some(Verdict::Commit));
         }
         Ok(None)
