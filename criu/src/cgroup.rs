@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// How often a v1 freezer is asked again; the kernel has no event for it.
 const V1_POLL: Duration = Duration::from_millis(1);
@@ -36,6 +38,18 @@ pub enum CgroupVersion {
     V1,
     /// `cgroup.freeze` and `cgroup.events`.
     V2,
+}
+
+/// Kills a container that is frozen, by its first process and with it its pid namespace, and thaws what is left: a runtime refuses to
+/// delete a container whose cgroup is frozen. Does nothing to one that is not frozen.
+pub fn kill_frozen(init_pid: i32) {
+    let Ok(freezer) = Freezer::of_pid(init_pid) else { return };
+    if freezer.is_frozen().unwrap_or(false) {
+        // It may have ended by itself meanwhile.
+        let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
+        // The signal is pending: no user code runs. On cgroup v1 the tasks die only now.
+        let _ = freezer.thaw();
+    }
 }
 
 /// Why a cgroup could not be found, frozen or thawed.

@@ -110,6 +110,17 @@ impl Directory {
         self.path.join("used")
     }
 
+    /// `resuming`: written by CRIU's action script right before the tasks run. Once it is there, what they have done since must not be
+    /// undone by restoring them again.
+    pub fn resuming_mark(&self) -> PathBuf {
+        self.path.join("resuming")
+    }
+
+    /// May the tasks have run?
+    pub fn may_have_run(&self) -> bool {
+        self.resuming_mark().exists()
+    }
+
     /// `resumed`: written by CRIU's action script when the tasks run.
     pub fn resumed_mark(&self) -> PathBuf {
         self.path.join("resumed")

@@ -1,5 +1,6 @@
 //! Network namespaces: of a container at the source, and the one in which a restore starts at the target.
 
+mod announce;
 mod connections;
 mod own;
 mod silence;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 
+pub use self::announce::announce;
 pub use self::connections::reset_connections;
 pub use self::own::{Opening, OwnNetns, hold, open};
 pub use self::silence::{silence, tables, unsilence};

@@ -33,7 +33,9 @@ pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
     let link = directory.join(HOOK);
     let _ = std::fs::remove_file(&link);
     // Of a former attempt, which has failed.
-    let _ = std::fs::remove_file(Directory::at(directory).resumed_mark());
+    for mark in [Directory::at(directory).resuming_mark(), Directory::at(directory).resumed_mark()] {
+        let _ = std::fs::remove_file(mark);
+    }
     symlink(std::env::current_exe()?, &link)?;
     Ok(link)
 }
@@ -69,6 +71,12 @@ pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
     let event = Event::from_env()?;
     match event.action {
         Action::PostRestore => {}
+        Action::PreResume => {
+            // CRIU resumes the tasks whatever we answer, so this must not fail: the directory is on a tmpfs, and an empty file needs no
+            // room there.
+            let _ = path.parent().map(|directory| std::fs::write(Directory::at(directory).resuming_mark(), ""));
+            return Some(ExitCode::SUCCESS);
+        }
         Action::PostResume => {
             // Best effort: without it `start` still has the keeper's word.
             let _ = path.parent().map(|directory| std::fs::write(Directory::at(directory).resumed_mark(), ""));

@@ -7,6 +7,7 @@
 //! It holds the recipes of containers that are coming, their environment among them: a daemon that comes back must be able to make
 //! and unmake them. So it is root's alone (mode 0600), and nothing of a recipe is ever logged.
 
+mod ballast;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -58,6 +59,14 @@ pub enum JournalError {
         doing: &'static str,
         /// SQLite's error.
         source: rusqlite::Error,
+    },
+    /// There is not even room for the end of a migration.
+    #[error("the disk of the journal {path} is too full to begin a migration", path = path.display())]
+    NoRoom {
+        /// The database's file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
     },
     /// Its directory cannot be made.
     #[error("the journal's directory {path} cannot be made", path = path.display())]
@@ -160,8 +169,9 @@ impl Journal {
     /// Writes down a new migration in [`Phase::Planned`].
     ///
     /// # Errors
-    /// This side of it is known already, or the database failed.
+    /// This side of it is known already, the disk is too full to bring it to an end, or the database failed.
     pub fn begin(&self, new: &NewMigration, at: Timestamp) -> Result<(), JournalError> {
+        ballast::take_in(&self.path).map_err(|source| JournalError::NoRoom { path: self.path.clone(), source })?;
         self.transact("began a migration", |tx| {
             let added = tx.execute(
                 "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase)
@@ -471,18 +481,21 @@ impl Journal {
     fn transact<T>(
         &self,
         doing: &'static str,
-        run: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+        run: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, JournalError> {
-        // IMMEDIATE takes the write lock at once, so that a compare-and-set reads what it is about to change.
         let mut connection = self.lock();
-        connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .and_then(|tx| {
-                let value = run(&tx)?;
-                tx.commit()?;
-                Ok(value)
-            })
-            .map_err(|source| JournalError::Database { path: self.path.clone(), doing, source })
+        let mut attempt = || {
+            // IMMEDIATE takes the write lock at once, so that a compare-and-set reads what it is about to change.
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = run(&tx)?;
+            tx.commit()?;
+            Ok(value)
+        };
+        let mut done = attempt();
+        if done.as_ref().is_err_and(ballast::is_full) && ballast::drop(&self.path) {
+            done = attempt();
+        }
+        done.map_err(|source| JournalError::Database { path: self.path.clone(), doing, source })
     }
 }
 

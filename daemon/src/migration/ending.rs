@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use spothop_criu::cgroup::Freezer;
+use spothop_criu::cgroup::{self, Freezer};
 use spothop_criu::dump::{self, Checkpoint, DumpError, Outcome as DumpOutcome};
 use spothop_criu::{netns, repair};
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -18,7 +16,7 @@ use super::error::chain;
 use super::gate::Gate;
 use super::message::{Answer, Request};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::journal::JournalError;
 use crate::orchestrator;
@@ -56,6 +54,11 @@ impl Held {
                 Ok(())
             }
         }
+    }
+
+    /// Whether CRIU has ended, which it must not before the verdict.
+    fn has_ended(&self) -> bool {
+        self.dump.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     /// Lets CRIU's action script look at the verdict.
@@ -98,6 +101,7 @@ impl Ending {
     /// Decides, and does what follows: COMMIT if the target holds the restored tasks, ABORT otherwise.
     pub(super) async fn conclude(self, restored: Result<Conversation, Error>, held: Held) -> Outcome {
         let failure = match restored {
+            Ok(_) if held.has_ended() => Error::HolderDied,
             Ok(target) => match self.track.decide(Verdict::Commit, None).await {
                 Ok(Verdict::Commit) => return self.give_away(Some(target), held).await,
                 Ok(Verdict::Abort) => Error::Outvoted,
@@ -159,7 +163,13 @@ impl Ending {
         // CRIU resumes tasks when it fails late. They are still frozen by us, and must never run again.
         for (_, step) in &steps {
             if let Step::Freeze { task } = step {
-                kill_frozen(*task).await;
+                let task = *task;
+                let killed = spawn_blocking(move || {
+                    if task.is_alive() {
+                        cgroup::kill_frozen(task.pid)
+                    }
+                });
+                unpanicked(killed.await);
             }
         }
         // As long as it is listed, somebody may start it: a second copy.
@@ -301,25 +311,13 @@ fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error>
             }
             Ok(Freezer::of_pid(task.pid)?.thaw()?)
         }
-        Step::Silence { task } if task.is_alive() => Ok(netns::unsilence(task.pid)?),
+        Step::Silence { task } if task.is_alive() => {
+            netns::unsilence(task.pid)?;
+            netns::announce(task.pid);
+            Ok(())
+        }
         _ => Ok(()),
     }
-}
-
-/// Kills a container's first process, and with it its pid namespace, if it still is frozen.
-async fn kill_frozen(task: Task) {
-    let killed = spawn_blocking(move || {
-        let frozen = Freezer::of_pid(task.pid).and_then(|freezer| freezer.is_frozen());
-        if task.is_alive() && frozen.unwrap_or(false) {
-            // It may have ended by itself between the two.
-            let _ = kill(Pid::from_raw(task.pid), Signal::SIGKILL);
-            if let Ok(freezer) = Freezer::of_pid(task.pid) {
-                // On cgroup v1 a frozen task dies only when it thaws; the signal is pending, no user code runs.
-                let _ = freezer.thaw();
-            }
-        }
-    });
-    unpanicked(killed.await);
 }
 
 /// Ends a migration that a former daemon left behind, as its journal says.

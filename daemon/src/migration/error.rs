@@ -161,6 +161,9 @@ pub enum Error {
     /// CRIU gave up before every task was in its images.
     #[error("CRIU let the tasks go on before the dump was whole")]
     NotHeld,
+    /// Whatever let CRIU go is none of ours, and the images may be older than the tasks.
+    #[error("CRIU ended while it held the dump")]
+    HolderDied,
     /// Found by the next daemon.
     #[error("the daemon ended during the migration")]
     DaemonDied,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use spothop_criu::cgroup;
 use spothop_criu::failpoint;
 use spothop_criu::hook::{Action, Event};
 use spothop_criu::netns;
@@ -165,6 +166,10 @@ pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError
         if let Some(Err(error)) = event.init_pid.map(netns::reset_connections) {
             eprintln!("connections were not reset: {error}");
         }
+    }
+    if let Some(init_pid) = event.init_pid.filter(|_| kill) {
+        // CRIU would leave the cgroup frozen, and the engine cannot delete a container that is.
+        cgroup::kill_frozen(init_pid);
     }
     Ok(kill)
 }

@@ -393,7 +393,7 @@ impl Target {
             }
             sleep(pause).await;
             pause = (pause * 2).min(START);
-            if let Err(failure) = self.start_again() {
+            if let Err(failure) = self.start_again().await {
                 error!(migration = %self.track.id, error = chain(&failure), "the restore cannot be prepared again");
             }
         }
@@ -418,44 +418,55 @@ impl Target {
     }
 
     async fn try_start_anew(&self) -> Result<(), Error> {
+        self.remove_markers().await?;
         let created = self.created.as_ref().ok_or(Error::NotCreated)?;
+        Ok(self.context.engine.start(&created.id).await?)
+    }
+
+    /// From here on an ordinary start of the container is no second copy.
+    async fn remove_markers(&self) -> Result<(), Error> {
         for (_, step) in self.track.unsettled().await? {
             if let Step::Pending { marker } = step {
                 remove_marker(marker)?;
             }
         }
-        Ok(self.context.engine.start(&created.id).await?)
+        Ok(())
     }
 
     /// Lets the tasks run. The engine's own call ends after that; a daemon that came back has no such call to wait for.
     async fn run(&mut self) -> Result<(), Error> {
         self.track.reach("run:before")?;
+        if self.starting.is_none() && Directory::at(self.workspace.directory()).may_have_run() {
+            // The runtime's last word was for a daemon that did not live to hear it. What runs is not started twice.
+            self.start_again().await?;
+        }
         let handoff = self.handoff.as_mut().ok_or(Error::NotCreated)?;
         handoff.run();
         let running = match self.starting.take() {
             Some(starting) => timeout(START, async { Ok(unpanicked(starting.await)?) }).await,
             None => timeout(REPEAT, heard_to_run(handoff)).await,
         };
-        match running {
-            Ok(done) => done?,
-            // The runtime's last word may have been for a daemon that did not live to hear it.
-            Err(_) if Directory::at(self.workspace.directory()).resumed() => {}
-            Err(_) => return Err(Error::TimedOut { step: "letting the tasks run", limit: START }),
-        }
+        running.unwrap_or(Err(Error::TimedOut { step: "letting the tasks run", limit: START }))?;
         Ok(self.track.reach("run:after")?)
     }
 
-    /// The images are still whole, and no other copy of this memory is left: they are restored once more, whatever the tasks may
-    /// have done in the milliseconds before they died.
-    fn start_again(&mut self) -> Result<(), Error> {
-        let used = Directory::at(self.workspace.directory()).used();
+    /// Tasks that have not run are restored once more: the images are still whole. Those that may have run have done things that
+    /// others know of, and the container is started from its files, as after any death.
+    async fn start_again(&mut self) -> Result<(), Error> {
+        let directory = Directory::at(self.workspace.directory());
+        let id = self.created.as_ref().ok_or(Error::NotCreated)?.id.clone();
+        if directory.may_have_run() {
+            self.remove_markers().await?;
+            self.call_engine(&id);
+            return Ok(());
+        }
+        let used = directory.used();
         match fs::remove_file(&used) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::File { action: "remove", path: used, source });
             }
             _ => {}
         }
-        let id = self.created.as_ref().ok_or(Error::NotCreated)?.id.clone();
         let handoff = self.handoff.as_ref().ok_or(Error::NotCreated)?;
         handoff.restore();
         handoff.run();
@@ -472,6 +483,7 @@ impl Target {
     async fn try_tidy_up(&self) -> Result<(), Error> {
         let created = self.created.as_ref().ok_or(Error::NotCreated)?;
         let policy = &self.offer.recipe.restart_policy;
+        self.remove_markers().await?;
         self.context.engine.resume_restarts(&created.id, policy).await?;
         if self.handoff.is_none() && !policy.is_no() {
             // A power cut may have come before the policy was back. Nothing happens to a container that runs.
@@ -481,13 +493,9 @@ impl Target {
         let journal = Arc::clone(&self.context.journal);
         unpanicked(spawn_blocking(move || journal.volumes_arrived(&volumes)).await)?;
         for (id, step) in self.track.unsettled().await? {
-            match step {
-                Step::Pending { marker } => remove_marker(marker)?,
-                Step::Workspace { directory } => {
-                    let state = self.context.state.clone();
-                    unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
-                }
-                _ => {}
+            if let Step::Workspace { directory } = step {
+                let state = self.context.state.clone();
+                unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
             }
             self.track.settled(id).await?;
         }
