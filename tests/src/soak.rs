@@ -32,11 +32,11 @@ const SLACK_FILES: u64 = 8;
 const SLACK_TMPFS: u64 = 1 << 20;
 
 /// What a host has at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Resident memory of spothop's daemon, in bytes (VmRSS).
+    /// Memory of spothop's daemon, in bytes: RssAnon, which leaves out mapped files such as journald's growing ones.
     pub daemon_bytes: u64,
-    /// Resident memory of all processes outside of containers, in bytes.
+    /// The same of all processes outside of containers.
     pub host_bytes: u64,
     /// Bytes in /run, and in every tmpfs below /run/spothop.
     pub tmpfs_bytes: u64,
@@ -58,8 +58,8 @@ pub struct Usage {
     pub namespaces: u64,
     /// Files and directories below /run/spothop, and markers.
     pub own_files: u64,
-    /// Processes outside of containers.
-    pub processes: u64,
+    /// Programs of the processes outside of containers, in the order of their names.
+    pub processes: Vec<String>,
 }
 
 /// How it went.
@@ -190,6 +190,9 @@ fn usage(arena: &Arena, host: &str) -> Result<Usage> {
     let processes = inside.processes();
     let outside: Vec<i32> =
         processes.iter().filter(|process| !process.in_container).map(|process| process.pid).collect();
+    let outsiders = processes.iter().filter(|process| !process.in_container);
+    let mut names: Vec<String> = outsiders.map(|process| process.name().to_owned()).collect();
+    names.sort();
     let daemon = inside.daemon().map_or(0, |process| process.pid);
     let engine = processes.iter().find(|process| process.name() == "dockerd").map_or(0, |process| process.pid);
     let mounts = inside.mounts();
@@ -214,14 +217,14 @@ fn usage(arena: &Arena, host: &str) -> Result<Usage> {
         volumes: entries("/var/lib/docker/volumes"),
         namespaces: entries("/run/netns"),
         own_files: entries_below(&inside.path("/run/spothop")) + entries("/var/lib/spothop/pending"),
-        processes: outside.len() as u64,
+        processes: names,
     })
 }
 
-/// VmRSS of proc_pid_status(5), in bytes; 0 for one that is gone.
+/// RssAnon of proc_pid_status(5), in bytes; 0 for one that is gone.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     line.and_then(|line| line.split_whitespace().next())
         .and_then(|kib| kib.parse::<u64>().ok())
         .map_or(0, |kib| kib << 10)
@@ -257,12 +260,19 @@ fn growth(early: &Usage, late: &Usage) -> Vec<String> {
         ("volumes", late.volumes, early.volumes),
         ("namespaces", late.namespaces, early.namespaces),
         ("own_files", late.own_files, early.own_files),
-        ("processes", late.processes, early.processes + 2),
     ]
     .into_iter()
     .filter(|(_, late, allowed)| late > allowed)
     .map(|(what, late, allowed)| format!("{what} has grown to {late}, more than {allowed}"))
+    .chain(more_processes(early, late))
     .collect()
+}
+
+/// systemd's own helpers come and go; a process a hop does not.
+fn more_processes(early: &Usage, late: &Usage) -> Option<String> {
+    let (before, after) = (early.processes.len(), late.processes.len());
+    (after > before + 2)
+        .then(|| format!("processes have grown from {before} to {after}: {}", late.processes.join(", ")))
 }
 
 impl Outcome {
@@ -315,8 +325,8 @@ impl Outcome {
                 late.namespaces,
                 early.own_files,
                 late.own_files,
-                early.processes,
-                late.processes
+                early.processes.len(),
+                late.processes.len()
             );
         }
         for what in &self.wrong {
@@ -335,9 +345,9 @@ mod tests {
     fn what_grows_is_told_and_slack_is_allowed() {
         let early = Usage { daemon_bytes: 100 << 20, daemon_files: 40, mounts: 20, ..Usage::default() };
         assert_eq!(growth(&early, &early), Vec::<String>::new());
-        let late = Usage { daemon_bytes: 120 << 20, daemon_files: 45, ..early };
+        let late = Usage { daemon_bytes: 120 << 20, daemon_files: 45, ..early.clone() };
         assert_eq!(growth(&early, &late), Vec::<String>::new());
-        let late = Usage { daemon_bytes: 200 << 20, daemon_files: 60, mounts: 21, ..early };
+        let late = Usage { daemon_bytes: 200 << 20, daemon_files: 60, mounts: 21, ..early.clone() };
         let told = growth(&early, &late).join(", ");
         for what in ["daemon_bytes", "daemon_files", "mounts has grown to 21, more than 20"] {
             assert!(told.contains(what), "{told}");
