@@ -21,8 +21,10 @@ use crate::torture::inside::Inside;
 use crate::torture::report::distribution;
 use crate::torture::sampler::{Sampler, Watch};
 
-/// Hops after which the first measurement is taken: by then every cache has been filled once on both hosts.
-const WARM_UP: u64 = 6;
+/// Hops after which the first measurement is taken, at least and at most, and which part of all: by then every cache has been
+/// filled on both hosts, and the allocators of the daemons have nearly what they will ever have.
+const WARM_UP: (u64, u64) = (6, 30);
+const WARM_UP_PART: u64 = 4;
 /// A client that hears nothing for so long has lost its server.
 const REPLY: Duration = Duration::from_secs(60);
 /// An allocator keeps what it had at its peak, and peaks differ a little.
@@ -119,7 +121,8 @@ pub fn hop(arena: &Arena, hops: u64, say: &dyn Fn(&str)) -> Result<Outcome> {
     let mut early = None;
     let start = Instant::now();
     // Compared at the same host, so that both have the container or not both times.
-    let measured = if hops % 2 == WARM_UP % 2 { WARM_UP } else { WARM_UP + 1 };
+    let warm_up = (hops / WARM_UP_PART).clamp(WARM_UP.0, WARM_UP.1);
+    let measured = warm_up + (hops + warm_up) % 2;
     for number in 1..=hops {
         let (from, to) = arena.source()?;
         if let Err(error) = arena.sh(from, &format!("spothop migrate {CONTAINER} --to {to}")) {
