@@ -247,7 +247,7 @@ impl Client {
         }
         let gone = || Error::Unexpected { what: "the client".to_owned(), text: "it has ended before".to_owned() };
         let report = self.thread.take().ok_or_else(gone).and_then(join).and_then(|report| report);
-        (hung, report)
+        (served && hung, report)
     }
 }
 

@@ -8,6 +8,9 @@ use super::inside::{Inside, frozen, inode, stopped};
 use crate::command::{command, output};
 use crate::error::Result;
 
+/// Digits of a container's id.
+const ID: usize = 64;
+
 /// Everything that should not be there, in words. Looks at the hosts' kernels and files; asks the engines for their containers and
 /// nobody else for anything.
 ///
@@ -61,10 +64,16 @@ fn namespaces(inside: &Inside, server: Option<i32>, wrong: &mut impl FnMut(Strin
 
 /// Programs that only run while something is moved, and what stands still.
 fn processes(inside: &Inside, wrong: &mut impl FnMut(String)) {
+    let containers: Vec<String> = inside.containers().iter().map(|cgroup| cgroup.display().to_string()).collect();
     for process in inside.processes() {
         let helper = match process.name() {
             "criu" | "runc" | "spothop-oci" => true,
             "spothop" => !process.arguments.iter().any(|word| word == "daemon"),
+            // Its container's id is among its arguments, and in the name of the container's cgroup.
+            "containerd-shim-runc-v2" => !process
+                .arguments
+                .iter()
+                .any(|word| containers.iter().any(|cgroup| word.len() == ID && cgroup.contains(word))),
             _ => false,
         };
         if helper {

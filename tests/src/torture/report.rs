@@ -169,6 +169,11 @@ impl Report {
             }
         }
         row(&mut text, "all", &self.lines.iter().collect::<Vec<_>>());
+        let with = |word: &str| {
+            self.lines.iter().filter(|line| line.violations.iter().any(|what| what.contains(word))).count()
+        };
+        let _ =
+            writeln!(text, "runs that lost something: {}; that doubled something: {}", with("LOST"), with("DOUBLED"));
         let mut gaps: Vec<f64> = self.lines.iter().filter(|line| line.kept).map(|line| line.gap_ms).collect();
         let _ = writeln!(text, "longest gaps where the connection lived: {}", distribution(&mut gaps));
         let _ = writeln!(text, "seed {}; the table is in {}", self.seed, self.path.display());
