@@ -6,10 +6,16 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode};
 
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
+
+use crate::handoff::Directory;
 
 /// The hidden verb by which `create` starts the keeper.
 const VERB: &str = "--spothop-keeper";
@@ -52,6 +58,8 @@ pub(super) fn called_by_create(arguments: &[OsString]) -> Option<ExitCode> {
 }
 
 fn keep(directory: &Path, command: &mut Command) -> Ending {
+    // Best effort: a CRIU whose runtime was killed is ours then, and not the engine's.
+    let _ = set_child_subreaper(true);
     // Both are best effort: without the lock `start` only loses the wait, without the note it says so.
     let lock = File::create(directory.join(LOCK));
     let _locked = lock.as_ref().map(File::lock);
@@ -62,10 +70,32 @@ fn keep(directory: &Path, command: &mut Command) -> Ending {
             Ending { success: false, status: format!("cannot run the runtime {program}: {error}") }
         }
     };
+    if !ending.success && !Directory::at(directory).may_have_run() {
+        kill_children();
+    }
     let new = directory.join("restored.json.new");
     let _ =
         fs::write(&new, serde_json::json!(ending).to_string()).and_then(|()| fs::rename(&new, directory.join(RESULT)));
     ending
+}
+
+/// Kills what a killed runtime has left to us. CRIU cannot go on without it, and may wait for ever for tasks that wait for CRIU; with
+/// CRIU gone, its tasks are our children too.
+fn kill_children() {
+    let list = PathBuf::from(format!("/proc/self/task/{}/children", gettid()));
+    loop {
+        let children = fs::read_to_string(&list).unwrap_or_default();
+        let children: Vec<Pid> =
+            children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
+        if children.is_empty() {
+            return;
+        }
+        for &child in &children {
+            let _ = kill(child, Signal::SIGKILL);
+        }
+        // Whichever ends first: what it leaves behind comes to us as well.
+        let _ = waitpid(None, None);
+    }
 }
 
 #[cfg(test)]

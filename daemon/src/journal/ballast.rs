@@ -6,6 +6,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -20,7 +21,13 @@ pub(super) fn take_in(journal: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let made = File::create(&path).and_then(|file| Ok(fallocate(file.as_fd(), FallocateFlags::empty(), 0, BYTES)?));
+    let made = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|file| Ok(fallocate(file.as_fd(), FallocateFlags::empty(), 0, BYTES)?));
     if made.is_err() {
         // Empty it is worth nothing.
         let _ = fs::remove_file(&path);

@@ -203,9 +203,9 @@ fn the_journal_is_roots_alone() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("state");
-    for _ in 0..2 {
+    for side in [Side::Source, Side::Target] {
         let journal = Journal::open(&directory.join("journal.db")).unwrap();
-        begin(&journal, Side::Source);
+        begin(&journal, side);
         assert_eq!(mode(&directory), 0o700);
         let mut files = 0;
         for entry in std::fs::read_dir(&directory).unwrap() {
@@ -213,7 +213,7 @@ fn the_journal_is_roots_alone() {
             assert_eq!(mode(&path), 0o600, "{path:?}");
             files += 1;
         }
-        assert_eq!(files, 3, "the database, its log, and the log's index");
+        assert_eq!(files, 4, "the database, its log, the log's index, and the ballast");
         drop(journal);
         // One that a former version has left readable is closed.
         std::fs::set_permissions(directory.join("journal.db"), std::fs::Permissions::from_mode(0o644)).unwrap();

@@ -61,11 +61,9 @@ impl Held {
         self.dump.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
-    /// Lets CRIU's action script look at the verdict.
+    /// Lets CRIU's action script look at the verdict: one that waits is woken, and one that comes only now finds nobody to wait for.
     fn open(&mut self) {
-        if let Some(gate) = &mut self.gate {
-            gate.open();
-        }
+        self.gate = None;
     }
 
     /// Waits for CRIU's end; none if it had ended or never begun.

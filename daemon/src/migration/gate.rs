@@ -78,7 +78,7 @@ pub enum GateError {
     Journal(#[from] JournalError),
 }
 
-/// The daemon's end. Dropping it (or the daemon's death) wakes the script, which then asks the journal.
+/// The daemon's end. Dropping it (or the daemon's death) wakes the script, which then reads the journal until that says what to do.
 #[derive(Debug)]
 pub struct Gate {
     listener: UnixListener,
@@ -134,8 +134,9 @@ impl Gate {
         Ok(())
     }
 
-    /// Wakes the script: the journal has the verdict.
-    pub fn open(&mut self) {
+    /// Wakes the script, which looks into the journal and comes back if there is nothing.
+    #[cfg(test)]
+    fn open(&mut self) {
         self.held = None;
     }
 }
@@ -266,6 +267,21 @@ mod tests {
             }
             assert_eq!(hook.await.unwrap(), wanted == Verdict::Commit);
         }
+    }
+
+    #[tokio::test]
+    async fn a_script_that_comes_after_the_verdict_does_not_wait_at_the_gate() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().to_owned();
+        let journal = frozen_migration(&path);
+        let ticket = Ticket { migration: "m1".into(), journal: path.join("journal.db"), reset_connections: false };
+        let gate = Gate::make(&path, Path::new("/usr/bin/spothop"), &ticket).unwrap();
+        let hook = tokio::task::spawn_blocking(move || hold(&journal, &path, "m1", Duration::MAX));
+        // It has connected, and nobody takes the connection: the verdict fell while CRIU still wrote its images.
+        let journal = Journal::open(&directory.path().join("journal.db")).unwrap();
+        journal.decide("m1", Side::Source, Verdict::Abort, None, Timestamp::now()).unwrap();
+        drop(gate);
+        assert!(!hook.await.unwrap());
     }
 
     #[tokio::test]
