@@ -24,7 +24,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
-use aws_sdk_ec2::config::Credentials;
+use aws_sdk_ec2::config::{Credentials, SharedHttpClient};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::operation::describe_instances::DescribeInstancesOutput;
 use aws_sdk_ec2::types::InstanceStateName;
@@ -40,6 +40,9 @@ pub const LIMIT: Duration = Duration::from_secs(5);
 /// Attempts at one question: the second is for a connection that was closed while idle and for a passing 503. Whoever needs
 /// to know asks again anyway, and more attempts would only use up an account's request rate.
 const ATTEMPTS: u32 = 2;
+
+/// Between the two, at most.
+const BACKOFF: Duration = Duration::from_millis(200);
 
 /// EC2's code for an id that it does not know, in this region and for these credentials.
 const NOT_FOUND: &str = "InvalidInstanceID.NotFound";
@@ -92,23 +95,9 @@ impl Ec2 {
     }
 
     async fn with_limit(access: Access, limit: Duration) -> Self {
-        let http = HttpClient::new().tls_provider(Tls::Rustls(CryptoMode::Ring)).build_https();
-        let attempt = TimeoutConfig::builder()
-            .connect_timeout(limit * 2 / 5)
-            .operation_attempt_timeout(limit * 2 / 5)
-            .operation_timeout(limit)
-            .build();
-        let loader: ConfigLoader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http.clone())
-            // Every question names its own; without one the SDK would ask the metadata service.
-            .region(Region::from_static("us-east-1"))
-            .retry_config(
-                RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(Duration::from_millis(200)),
-            )
-            .timeout_config(attempt);
         let loader = match access {
             Access::Environment => {
-                let config = ProviderConfig::without_region().with_http_client(http);
+                let config = ProviderConfig::without_region().with_http_client(http());
                 // The SDK's own patience is four attempts and tens of seconds. A metadata service is on the same machine.
                 let second = Duration::from_secs(1);
                 let role = imds::Client::builder()
@@ -118,12 +107,26 @@ impl Ec2 {
                     .read_timeout(second)
                     .build();
                 let chain = DefaultCredentialsChain::builder().configure(config).imds_client(role).build().await;
-                loader.credentials_provider(chain)
+                aws_config::defaults(BehaviorVersion::latest()).credentials_provider(chain)
             }
-            Access::Imitation { endpoint, keys: (id, secret) } => loader
+            Access::Imitation { endpoint, keys: (id, secret) } => aws_config::defaults(BehaviorVersion::latest())
                 .endpoint_url(endpoint)
                 .credentials_provider(Credentials::new(id, secret, None, None, "imitation")),
         };
+        Self::load(loader, limit).await
+    }
+
+    /// With somebody's credentials, and our own patience.
+    async fn load(loader: ConfigLoader, limit: Duration) -> Self {
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(limit * 2 / 5)
+            .operation_attempt_timeout(limit * 2 / 5)
+            .operation_timeout(limit)
+            .build();
+        let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
+        // Every question names its own region; without one the SDK would ask the metadata service.
+        let region = Region::from_static("us-east-1");
+        let loader = loader.http_client(http()).region(region).retry_config(retries).timeout_config(timeouts);
         Self { config: loader.load().await, limit }
     }
 
@@ -159,6 +162,10 @@ impl Ec2 {
             Err(error) => Err(Error::of("sts:GetCallerIdentity", self.limit, error)),
         }
     }
+}
+
+fn http() -> SharedHttpClient {
+    HttpClient::new().tls_provider(Tls::Rustls(CryptoMode::Ring)).build_https()
 }
 
 /// The one instance that was asked for.

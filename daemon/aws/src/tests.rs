@@ -1,5 +1,7 @@
 //! EC2's answers and refusals as the API Reference shows them, from a server that says nothing else.
 
+use aws_credential_types::credential_fn::provide_credentials_fn;
+use aws_credential_types::provider::error::CredentialsError;
 use wiremock::matchers::{body_string_contains, method};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -109,6 +111,18 @@ async fn a_missing_permission_is_named() {
 async fn credentials_that_are_refused_are_told_from_a_missing_permission() {
     let (error, _) = failure(refusal(401, "AuthFailure", "AWS was not able to validate the access credentials")).await;
     assert!(matches!(&error, Error::BadCredentials { code, .. } if code == "AuthFailure"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_machine_without_credentials_is_told_what_to_give_it() {
+    let none = provide_credentials_fn(|| async {
+        Err(CredentialsError::not_loaded("no providers in chain provided credentials"))
+    });
+    let loader = aws_config::defaults(BehaviorVersion::latest()).endpoint_url("http://127.0.0.1:9");
+    let ec2 = Ec2::load(loader.credentials_provider(none), PATIENCE).await;
+    let error = ec2.instance_state(REGION, ID).await.expect_err("an error");
+    assert!(matches!(error, Error::NoCredentials { .. }), "{error:?}");
+    assert!(error.to_string().contains("give this instance a role that allows ec2:DescribeInstances"), "{error}");
 }
 
 #[tokio::test]
