@@ -100,7 +100,8 @@ fn main() {
         "Mounts": [{ "Type": "volume", "Name": "v", "Source": "/s", "Destination": "/d", "RW": true }],
         "NetworkSettings": { "Networks": { "bridge": { "IPAddress": "172.17.0.2" } } },
     });
-    let volume = json!({ "Name": "v", "Driver": "local", "Mountpoint": "/s", "Labels": {}, "Scope": "local", "Options": {} });
+    let volume =
+        json!({ "Name": "v", "Driver": "local", "Mountpoint": "/s", "Labels": {}, "Scope": "local", "Options": {} });
     let docker = format!("{container}\n{{\"Os\":\"linux\",\"Architecture\":\"amd64\"}}\n{volume}");
     write("messages", "docker", 5, docker.as_bytes());
 
@@ -113,7 +114,12 @@ fn main() {
     write("runtime", "environment", 2, b"post-dump\n77\n/proc/7/fd/3");
     write("runtime", "held", 3, b"held 77\n");
     write("runtime", "log", 4, b"{\"level\":\"error\",\"msg\":\"criu failed\"}\n");
-    write("runtime", "criu-log", 5, b"(00.012345) Error (criu/sk-inet.c:188): inet: Connected TCP socket, consider using --tcp-established\n");
+    write(
+        "runtime",
+        "criu-log",
+        5,
+        b"(00.012345) Error (criu/sk-inet.c:188): inet: Connected TCP socket, consider using --tcp-established\n",
+    );
     write("runtime", "report", 6, b"{\"say\":\"waiting\",\"container_id\":\"c\",\"pid\":7}\n");
     write("runtime", "verdict", 6, b"{\"say\":\"abort\",\"reason\":\"x\"}\n");
     write("runtime", "id", 7, ID.as_bytes());
