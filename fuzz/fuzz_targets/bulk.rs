@@ -54,7 +54,8 @@ struct Sent {
 
 fuzz_target!(|input: Transfer| {
     let room = Room::new();
-    block_on(tokio::time::timeout(Duration::from_secs(60), run(&input, &room))).expect("a transfer comes to its end");
+    let ended = block_on(async { tokio::time::timeout(Duration::from_secs(60), run(&input, &room)).await });
+    ended.expect("a transfer comes to its end");
     room.check();
 });
 
