@@ -203,9 +203,9 @@ fn the_journal_is_roots_alone() {
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let scratch = tempfile::tempdir().unwrap();
     let directory = scratch.path().join("state");
-    for _ in 0..2 {
+    for side in [Side::Source, Side::Target] {
         let journal = Journal::open(&directory.join("journal.db")).unwrap();
-        begin(&journal, Side::Source);
+        begin(&journal, side);
         assert_eq!(mode(&directory), 0o700);
         let mut files = 0;
         for entry in std::fs::read_dir(&directory).unwrap() {
