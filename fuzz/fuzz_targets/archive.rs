@@ -5,7 +5,7 @@
 use std::io::Write;
 use std::os::unix::fs::symlink;
 
-use arbitrary::Arbitrary;
+use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use spothop::files::{Place, Target, TreeName};
 use spothop_fuzz::{Room, block_on};
@@ -14,23 +14,45 @@ use tokio::io::AsyncWriteExt;
 
 /// Parts of names. What is not ours is made of them as well as what is.
 const PARTS: [&[u8]; 20] = [
-    b"a", b"b", b"c", b"rootfs", b"volume", b"v", b"..", b".", b"", b"outside", b"file", b"directory", b"\n", b"\0", b"\xff", b"inside",
-    b".spothop", b".removed", b".end", b"out",
+    b"a",
+    b"b",
+    b"c",
+    b"rootfs",
+    b"volume",
+    b"v",
+    b"..",
+    b".",
+    b"",
+    b"outside",
+    b"file",
+    b"directory",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"inside",
+    b".spothop",
+    b".removed",
+    b".end",
+    b"out",
 ];
 const KINDS: [u8; 12] = *b"0125346x\0L7g";
 const KEYS: [&str; 14] = [
-    "SPOTHOP.socket", "SPOTHOP.fresh", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.numblocks", "SCHILY.xattr.user.x",
-    "SCHILY.xattr.trusted.overlay.opaque", "SCHILY.xattr.trusted.overlay.redirect", "SCHILY.xattr.security.capability",
-    "SCHILY.xattr.system.posix_acl_access", "path", "linkpath", "mtime", "size",
+    "SPOTHOP.socket",
+    "SPOTHOP.fresh",
+    "GNU.sparse.size",
+    "GNU.sparse.map",
+    "GNU.sparse.numblocks",
+    "SCHILY.xattr.user.x",
+    "SCHILY.xattr.trusted.overlay.opaque",
+    "SCHILY.xattr.trusted.overlay.redirect",
+    "SCHILY.xattr.security.capability",
+    "SCHILY.xattr.system.posix_acl_access",
+    "path",
+    "linkpath",
+    "mtime",
+    "size",
 ];
 const TIMES: [&str; 8] = ["0", "1.5", "-1.999999999", "9223372036854775807", "-9223372036854775808", "1.", ".5", "1e9"];
-
-#[derive(Arbitrary, Debug)]
-enum Input {
-    /// As it comes.
-    Raw(Vec<u8>),
-    Made(Made),
-}
 
 #[derive(Arbitrary, Debug)]
 struct Made {
@@ -62,19 +84,21 @@ struct Entry {
     raw_header: Option<Vec<u8>>,
 }
 
-fuzz_target!(|input: Input| {
+fuzz_target!(|input: &[u8]| {
+    let Some((&which, rest)) = input.split_first() else { return };
     let room = Room::new();
-    let (bytes, places) = match &input {
-        Input::Raw(bytes) => (bytes.clone(), places(&room, false, false)),
-        Input::Made(made) => (archive(made, &room), places(&room, made.mounted, made.with_volume)),
-    };
-    if let Input::Made(made) = &input {
+    // As it comes, or made member by member with right checksums.
+    let (bytes, places) = if which % 2 == 0 {
+        (rest.to_vec(), places(&room, which % 4 == 2, false))
+    } else {
+        let Ok(made) = Made::arbitrary_take_rest(Unstructured::new(rest)) else { return };
         for (name, to) in made.links.iter().take(4) {
             let name = ["a", "b", "c", "out"][usize::from(*name) % 4];
-            let to = target(*to, &room);
-            let _ = symlink(to, room.inside().join(name));
+            // Two of the same name are one.
+            let _ = symlink(target(*to, &room), room.inside().join(name));
         }
-    }
+        (archive(&made, &room), places(&room, made.mounted, made.with_volume))
+    };
     let _ = block_on(async {
         let mut sink = spothop::files::apply(places);
         // The sink breaks when the archive is refused; `finish` says why.
@@ -86,10 +110,8 @@ fuzz_target!(|input: Input| {
 
 fn places(room: &Room, mounted: bool, with_volume: bool) -> Vec<Place> {
     let root = room.inside().to_owned();
-    let mut places = vec![Place {
-        name: TreeName::Rootfs,
-        target: if mounted { Target::Mounted(root) } else { Target::Raw(root) },
-    }];
+    let mut places =
+        vec![Place { name: TreeName::Rootfs, target: if mounted { Target::Mounted(root) } else { Target::Raw(root) } }];
     if with_volume {
         places.push(Place { name: TreeName::Volume("v".into()), target: Target::Raw(room.volume()) });
     }
@@ -109,7 +131,8 @@ fn target(which: u8, room: &Room) -> std::path::PathBuf {
 fn archive(made: &Made, room: &Room) -> Vec<u8> {
     let mut out = Builder::new(Vec::new());
     let pass = if made.full { "full" } else { "difference" };
-    let trees = if made.with_volume { serde_json::json!(["rootfs", { "volume": "v" }]) } else { serde_json::json!(["rootfs"]) };
+    let trees =
+        if made.with_volume { serde_json::json!(["rootfs", { "volume": "v" }]) } else { serde_json::json!(["rootfs"]) };
     let head = serde_json::json!({ "version": 1, "pass": pass, "trees": trees }).to_string();
     member(&mut out, b".spothop", None, EntryType::Regular.as_byte(), &[], head.as_bytes(), |_| {});
     let (mut entries, mut removed, mut stored) = (0, 0, 0);
@@ -120,10 +143,15 @@ fn archive(made: &Made, room: &Room) -> Vec<u8> {
         } else {
             Some(name(entry.tree, &entry.link, false, room))
         };
-        let records: Vec<_> =
-            entry.records.iter().take(8).map(|(key, value)| (KEYS[usize::from(*key) % KEYS.len()], value.as_slice())).collect();
+        let records: Vec<_> = entry
+            .records
+            .iter()
+            .take(8)
+            .map(|(key, value)| (KEYS[usize::from(*key) % KEYS.len()], value.as_slice()))
+            .collect();
         let kind = KINDS[usize::from(entry.kind) % KINDS.len()];
-        let contents: &[u8] = if matches!(kind, b'0' | b'7' | b'\0') || path.starts_with(b".") { &entry.contents } else { &[] };
+        let contents: &[u8] =
+            if matches!(kind, b'0' | b'7' | b'\0') || path.starts_with(b".") { &entry.contents } else { &[] };
         let time = TIMES[usize::from(entry.time) % TIMES.len()].as_bytes();
         let records: Vec<_> = records.into_iter().chain([("mtime", time)]).collect();
         if path.starts_with(b".removed/") {
@@ -152,7 +180,15 @@ fn archive(made: &Made, room: &Room) -> Vec<u8> {
         });
     }
     let totals = serde_json::json!({ "entries": entries, "removed": removed, "bytes": stored }).to_string();
-    member(&mut out, b".end", None, EntryType::Regular.as_byte(), &[], made.end.as_deref().unwrap_or(totals.as_bytes()), |_| {});
+    member(
+        &mut out,
+        b".end",
+        None,
+        EntryType::Regular.as_byte(),
+        &[],
+        made.end.as_deref().unwrap_or(totals.as_bytes()),
+        |_| {},
+    );
     let mut bytes = out.into_inner().unwrap();
     if let Some(cut) = made.cut {
         bytes.truncate(usize::from(cut));

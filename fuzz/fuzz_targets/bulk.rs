@@ -13,7 +13,8 @@ use spothop_transfer::Limits;
 use spothop_transfer::fuzzing::{self, Chunk};
 
 /// Sizes at which something begins or ends: chunks are between 64 KiB and 4 MiB.
-const SIZES: [u64; 12] = [0, 1, 4095, 65_535, 65_536, 65_537, 131_072, 1 << 20, 4 << 20, i64::MAX as u64, 1 << 63, u64::MAX];
+const SIZES: [u64; 12] =
+    [0, 1, 4095, 65_535, 65_536, 65_537, 131_072, 1 << 20, 4 << 20, i64::MAX as u64, 1 << 63, u64::MAX];
 const NAMES: [&str; 12] = ["a", "b", "pages-1.img", "", ".", "..", "../outside/x", "/x", "a/b", "a\0b", "a\n", "é"];
 
 #[derive(Arbitrary, Debug)]
@@ -53,7 +54,8 @@ struct Sent {
 
 fuzz_target!(|input: Transfer| {
     let room = Room::new();
-    block_on(tokio::time::timeout(Duration::from_secs(60), run(&input, &room))).expect("a transfer comes to its end");
+    let ended = block_on(async { tokio::time::timeout(Duration::from_secs(60), run(&input, &room)).await });
+    ended.expect("a transfer comes to its end");
     room.check();
 });
 
@@ -61,16 +63,15 @@ async fn run(input: &Transfer, room: &Room) {
     let chunk_bytes = input.chunk_bytes.unwrap_or(65_536);
     let begin = match &input.files {
         Some(files) => {
-            let file = |file: &File| {
-                json!({ "name": NAMES[usize::from(file.name) % NAMES.len()], "size": SIZES[usize::from(file.size) % SIZES.len()] })
-            };
+            let file = |file: &File| json!({ "name": NAMES[usize::from(file.name) % NAMES.len()], "size": SIZES[usize::from(file.size) % SIZES.len()] });
             let files: Vec<_> = files.iter().map(file).collect();
             json!({ "type": "begin", "transfer": 1, "chunk_bytes": chunk_bytes, "content": "files", "files": files })
         }
         None => json!({ "type": "begin", "transfer": 1, "chunk_bytes": chunk_bytes, "content": "stream" }),
     };
     let mut manifest = Vec::new();
-    let connections: Vec<_> = input.connections.iter().take(16).map(|sent| data(sent, chunk_bytes, &mut manifest)).collect();
+    let connections: Vec<_> =
+        input.connections.iter().take(16).map(|sent| data(sent, chunk_bytes, &mut manifest)).collect();
     let digests = input.digests.clone().unwrap_or_else(|| manifest.into_iter().map(|digest| digest.1).collect());
     let mut control = fuzzing::frame(2, begin.to_string().as_bytes()).await;
     if let Some((kind, payload)) = &input.besides {
@@ -123,7 +124,15 @@ fn data(sent: &[Sent], chunk_bytes: u32, manifest: &mut Vec<(u32, String)>) -> V
         chunks += 1;
     }
     manifest.extend(objects.into_iter().map(|(object, chunks)| (object, fuzzing::digest(&chunks))));
-    let end = Chunk { encoding: 3, transfer: 1, object: 0, offset: chunks, raw_length: 0, stored_length: Some(0), checksum: Some(0) };
+    let end = Chunk {
+        encoding: 3,
+        transfer: 1,
+        object: 0,
+        offset: chunks,
+        raw_length: 0,
+        stored_length: Some(0),
+        checksum: Some(0),
+    };
     bytes.extend(fuzzing::chunk(end, &[]));
     bytes
 }

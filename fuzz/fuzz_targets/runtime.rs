@@ -17,7 +17,8 @@ fuzz_target!(|input: &[u8]| {
     let text = String::from_utf8_lossy(bytes);
     match which % 8 {
         0 => {
-            let arguments: Vec<_> = bytes.split(|byte| *byte == 0).map(|part| OsString::from_vec(part.to_vec())).collect();
+            let arguments: Vec<_> =
+                bytes.split(|byte| *byte == 0).map(|part| OsString::from_vec(part.to_vec())).collect();
             fuzzing::command_line(&arguments);
         }
         1 => {

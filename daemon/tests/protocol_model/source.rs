@@ -15,6 +15,7 @@ pub(crate) fn steps(next: &mut Next<'_>) {
         Power::Gone => return,
     }
     daemon(next);
+    resolve(next);
     criu(next);
     if next.state.source.tasks == Tasks::Dead && next.state.source.restarts != Restarts::Held {
         next.step("the source's engine starts the container again", start);
@@ -257,6 +258,20 @@ fn undo(next: &mut Next<'_>, died: bool) {
                 s.source.daemon = Daemon::Done;
             }
         }),
+    }
+}
+
+/// `migration::resolve`, by a person who knows that the target is gone.
+fn resolve(next: &mut Next<'_>) {
+    let (source, target) = (next.state.source, next.state.target);
+    let open = match (source.record.verdict, source.record.phase) {
+        (None, Phase::Transferred | Phase::Restored) => alone(next).1,
+        (verdict, phase) => (verdict, phase) == (Some(Verdict::Commit), Phase::Committed),
+    };
+    if open && target.power == Power::Gone && source.daemon != Daemon::Off {
+        next.step("a person says that the container runs at the source", |s| {
+            let _ = s.source.record.adopt(Verdict::Abort);
+        });
     }
 }
 

@@ -8,7 +8,16 @@ use super::world::{Next, Power, Record, Said, Session, State, TargetDaemon as Da
 /// Everything that may happen here.
 pub(crate) fn steps(next: &mut Next<'_>) {
     let target = next.state.target;
-    if target.power != Power::On {
+    if next.world.person && target.power != Power::Gone {
+        next.fault("the target is lost for good", |s| {
+            power_off(s);
+            s.target.power = Power::Gone;
+        });
+    }
+    if target.power == Power::Gone {
+        return;
+    }
+    if target.power == Power::Off {
         return next.step("the target has power again", |s| {
             s.target.power = Power::On;
             if s.target.restarts && s.target.tasks == Tasks::Dead {
@@ -33,16 +42,19 @@ pub(crate) fn steps(next: &mut Next<'_>) {
             }
         });
     }
-    next.fault("the target loses its power", |s| {
-        s.target.power = Power::Off;
-        s.target.daemon = Daemon::Off;
-        s.target.images = false;
-        s.target.memory.lose();
-        if matches!(s.target.tasks, Tasks::Held | Tasks::Running) {
-            s.target.tasks = Tasks::Dead;
-        }
-        s.session = Session::Down;
-    });
+    next.fault("the target loses its power", power_off);
+}
+
+/// What is in memory goes.
+fn power_off(s: &mut State) {
+    s.target.power = Power::Off;
+    s.target.daemon = Daemon::Off;
+    s.target.images = false;
+    s.target.memory.lose();
+    if matches!(s.target.tasks, Tasks::Held | Tasks::Running) {
+        s.target.tasks = Tasks::Dead;
+    }
+    s.session = Session::Down;
 }
 
 fn start(s: &mut State) {
@@ -178,6 +190,11 @@ fn wait(next: &mut Next<'_>, known: Record) {
         return;
     }
     super::source::answers(next);
+    if next.world.person && state.source.power == Power::Gone && known.phase == Phase::Restored {
+        next.step("a person says that the container runs at the target", |s| {
+            let _ = record(s).decide(Verdict::Commit, true);
+        });
+    }
     if let Some(verdict) = known.verdict {
         return next.step("the target finds a verdict in its own journal", |s| decide(s, verdict));
     }

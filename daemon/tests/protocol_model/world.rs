@@ -41,6 +41,8 @@ pub(crate) struct World {
     pub(crate) end: End,
     /// Somebody can be asked what became of the source's instance.
     pub(crate) provider: bool,
+    /// Either host may be lost for good, and a person who knows it resolves what is open at the other.
+    pub(crate) person: bool,
 }
 
 /// The decisions, to be broken one by one.
@@ -388,6 +390,12 @@ impl State {
     /// Whether this is an end that may be: nothing can happen any more without a fault.
     pub(crate) fn is_good_end(&self) -> bool {
         let target_ended = self.target.record.is_none_or(|record| record.phase == Phase::Cleaned);
+        if self.target.power == Power::Gone {
+            // What the target ran is lost with its host.
+            let kept = self.source.power != Power::Gone && self.source.record.verdict == Some(Verdict::Abort);
+            let source_ended = self.source.power == Power::Gone || self.source.record.phase == Phase::Cleaned;
+            return source_ended && self.running() == usize::from(kept);
+        }
         if self.source.power == Power::Gone {
             // What the target never held, or gave up, is lost with its host.
             let held = self.target.record.is_some_and(|record| record.verdict == Some(Verdict::Commit));

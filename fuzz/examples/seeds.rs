@@ -1,0 +1,132 @@
+//! Writes seeds into `seeds/<target>`: what honest peers, engines and runtimes say, by the real encoders.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::json;
+use spothop::files::{Tree, TreeName};
+use spothop_fuzz::{Room, block_on};
+use spothop_transfer::fuzzing::{self, Chunk};
+use tokio::io::AsyncReadExt;
+
+const ID: &str = "0191e0a0-0000-7000-8000-000000000001";
+
+fn main() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+    let write = |target: &str, name: &str, which: u8, bytes: &[u8]| {
+        fs::create_dir_all(seeds.join(target)).unwrap();
+        fs::write(seeds.join(target).join(name), [&[which], bytes].concat()).unwrap();
+    };
+
+    let finish = json!({ "type": "finish", "transfer": 1, "raw_bytes": 5, "digests": [fuzzing::digest(&[(1, 5)])] });
+    let frames = block_on(async {
+        let message = fuzzing::frame(1, b"hello").await;
+        let transfer = fuzzing::frame(2, finish.to_string().as_bytes()).await;
+        [message, transfer, fuzzing::frame(3, b"").await].concat()
+    });
+    write("wire", "frames", 0, &frames);
+    let about = |encoding, raw_length, stored_length, checksum| Chunk {
+        encoding,
+        transfer: 1,
+        object: 0,
+        offset: 0,
+        raw_length,
+        stored_length,
+        checksum,
+    };
+    let chunks = [
+        fuzzing::chunk(about(0, 5, None, None), b"hello"),
+        fuzzing::chunk(about(2, 65_536, Some(0), Some(0)), b""),
+        fuzzing::chunk(about(3, 0, Some(0), Some(0)), b""),
+    ];
+    write("wire", "chunks", 1, &chunks.concat());
+    let hello = b"SPOTHOP\n\x01\0\x01\0\0\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    let welcome = b"SPOTHOP\n\0\0\x01\0\x01\0\x01\x000123456789abcdef";
+    write("wire", "hello", 2, hello);
+    write("wire", "welcome", 2, welcome);
+    write("wire", "greeting", 3, hello);
+    write("wire", "message", 4, b"\x01hello");
+
+    // Read as root, as the daemon does.
+    let room = Room::new();
+    let tree = vec![Tree { name: TreeName::Rootfs, directory: room.outside() }];
+    let (mut bytes, snapshot) = (Vec::new(), block_on(async { read(spothop::files::archive(tree.clone())).await }));
+    bytes.extend(snapshot.0);
+    write("archive", "full", 0, &bytes);
+    fs::remove_file(room.outside().join("file")).unwrap();
+    fs::write(room.outside().join("new"), "new").unwrap();
+    let difference = block_on(async { read(spothop::files::difference(tree, snapshot.1)).await });
+    write("archive", "difference", 0, &difference.0);
+    write("archive", "mounted", 2, &difference.0);
+
+    let recipe = json!({
+        "name": "redis", "restart_policy": { "name": "always" }, "network": { "mode": "none", "attachments": [] },
+        "image": { "id": "sha256:1", "reference": "redis:7", "architecture": "amd64", "os": "linux" },
+        "engine": { "engine": "docker", "config": { "Env": ["A=b"] }, "host_config": {}, "endpoints": [] },
+    });
+    let offer = json!({ "migration": ID, "cause": "manual", "deadline": null, "recipe": recipe, "memory_bytes": 4096 });
+    let mut request = offer.clone();
+    request["request"] = "offer".into();
+    let requests = [
+        ("offer", request),
+        ("probe", json!({ "request": "probe", "cpuinfo": "00ff", "images": [] })),
+        ("image", json!({ "request": "image", "shipped": true })),
+        ("images", json!({ "request": "images", "bytes": 4096 })),
+        ("decided", json!({ "request": "decided", "migration": ID, "verdict": "abort", "reason": "why" })),
+        ("ask", json!({ "request": "ask", "migration": ID })),
+    ];
+    for (name, text) in requests {
+        serde_json::from_value::<spothop::migration::message::Request>(text.clone()).unwrap();
+        write("messages", name, 0, text.to_string().as_bytes());
+    }
+    for (name, text) in [
+        ("verdict", json!({ "answer": "verdict", "verdict": "commit" })),
+        ("failed", json!({ "answer": "failed", "reason": "why" })),
+        ("done", json!({ "answer": "done" })),
+    ] {
+        serde_json::from_value::<spothop::migration::message::Answer>(text.clone()).unwrap();
+        write("messages", name, 1, text.to_string().as_bytes());
+    }
+    let ticket = json!({ "migration": ID, "journal": "/var/lib/spothop/journal.db", "reset_connections": false });
+    write("messages", "ticket", 2, ticket.to_string().as_bytes());
+    let step = json!({ "step": "create", "offer": offer });
+    serde_json::from_value::<spothop::migration::Step>(step.clone()).unwrap();
+    write("messages", "step", 3, step.to_string().as_bytes());
+    write("messages", "phase", 4, b"pre-copy(7)");
+    let container = json!({
+        "Id": "c0ffee", "Name": "/redis", "State": { "Running": true, "Pid": 7 }, "Config": { "Env": ["A=b"], "Labels": {} },
+        "HostConfig": { "NetworkMode": "bridge", "RestartPolicy": { "Name": "always" } },
+        "GraphDriver": { "Name": "overlay2", "Data": { "UpperDir": "/u", "MergedDir": "/m" } },
+        "Mounts": [{ "Type": "volume", "Name": "v", "Source": "/s", "Destination": "/d", "RW": true }],
+        "NetworkSettings": { "Networks": { "bridge": { "IPAddress": "172.17.0.2" } } },
+    });
+    let volume =
+        json!({ "Name": "v", "Driver": "local", "Mountpoint": "/s", "Labels": {}, "Scope": "local", "Options": {} });
+    let docker = format!("{container}\n{{\"Os\":\"linux\",\"Architecture\":\"amd64\"}}\n{volume}");
+    write("messages", "docker", 5, docker.as_bytes());
+
+    write("runtime", "command-line", 0, b"--root\0/run/docker\0--log-format=json\0create\0--bundle\0/b\0c");
+    let bundle = json!({
+        "annotations": { "io.spothop.migration": ID }, "mounts": [{ "type": "bind", "source": "/etc", "options": ["rbind"] }],
+        "linux": { "namespaces": [{ "type": "network" }], "sysctl": { "net.core.somaxconn": "9" } },
+    });
+    write("runtime", "bundle", 1, bundle.to_string().as_bytes());
+    write("runtime", "environment", 2, b"post-dump\n77\n/proc/7/fd/3");
+    write("runtime", "held", 3, b"held 77\n");
+    write("runtime", "log", 4, b"{\"level\":\"error\",\"msg\":\"criu failed\"}\n");
+    write(
+        "runtime",
+        "criu-log",
+        5,
+        b"(00.012345) Error (criu/sk-inet.c:188): inet: Connected TCP socket, consider using --tcp-established\n",
+    );
+    write("runtime", "report", 6, b"{\"say\":\"waiting\",\"container_id\":\"c\",\"pid\":7}\n");
+    write("runtime", "verdict", 6, b"{\"say\":\"abort\",\"reason\":\"x\"}\n");
+    write("runtime", "id", 7, ID.as_bytes());
+}
+
+async fn read(mut stream: spothop::files::ArchiveStream) -> (Vec<u8>, std::sync::Arc<spothop::files::Snapshot>) {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await.unwrap();
+    (bytes, stream.finish().await.unwrap().0)
+}
