@@ -42,6 +42,7 @@ use std::process::ExitCode;
 use self::args::{Invocation, Verb};
 use self::error::OciError;
 use crate::handoff::{Directory, RestoreRequest, is_migration_id, pending_marker};
+use crate::netns::OwnNetns;
 
 /// The program `spothop-oci`: does what `arguments` (the first is the program's own name) ask for.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
@@ -81,7 +82,14 @@ fn create(invocation: &Invocation) -> Result<Handled, OciError> {
     let Some(migration) = bundle::migration(&invocation.bundle) else { return Ok(Handled::Ordinary) };
     let directory = Directory::of(&migration);
     match decide(&migration, &directory, &pending_marker(&migration))? {
-        Decision::Ordinary => Ok(Handled::Ordinary),
+        Decision::Ordinary => {
+            if is_migration_id(&migration) {
+                // Of a restore whose tasks died together with what would have called `delete`: an interface in it has the very
+                // addresses that this start is going to have.
+                OwnNetns::of(&migration).delete();
+            }
+            Ok(Handled::Ordinary)
+        }
         Decision::Restore(request) => {
             create::restore(invocation, &directory, &request).map(|()| Handled::Done(ExitCode::SUCCESS))
         }

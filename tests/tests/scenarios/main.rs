@@ -10,6 +10,7 @@ mod common;
 mod doctor;
 mod engine;
 mod faults;
+mod fence;
 mod files;
 mod matrix;
 mod network;
@@ -78,6 +79,9 @@ fn main() -> ExitCode {
         faults::a_source_daemon_killed_before_commit_leaves_the_container_where_it_was,
         faults::a_target_cut_off_before_commit_leaves_the_container_where_it_was,
         faults::a_target_that_loses_its_power_before_commit_leaves_the_container_where_it_was,
+        fence::past_a_clouds_deadline_and_a_margin_the_target_runs_without_its_source,
+        fence::the_target_runs_when_the_cloud_says_that_the_source_is_gone,
+        fence::a_person_ends_a_migration_by_hand_whose_source_is_gone_for_good,
         matrix::faults_of_every_kind_in_the_dangerous_windows_neither_lose_nor_double_anything,
         matrix::the_checker_finds_two_that_run_and_what_is_left,
         matrix::ten_moves_on_one_connection_leave_nothing_behind,

@@ -13,29 +13,33 @@ struct Cloud<'a> {
     scene: &'a Scene,
     moto: Moto,
     /// The instances' ids, in the order of the hosts.
-    ids: Vec<String>,
+    ids: [String; 2],
+}
+
+/// Starts EC2 on the client machine, and makes every host an instance of it; returns their ids in the order of the hosts.
+pub(crate) fn cloud_over(scene: &Scene) -> (Moto, [String; 2]) {
+    let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
+    let moto = Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto");
+    let ids = HOSTS.map(|host| {
+        let id = moto.run_instance().expect("an instance");
+        scene.identify(host, &id).expect("a metadata service");
+        let variables =
+            format!("AWS_ENDPOINT_URL={} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret", moto.endpoint());
+        scene.sh(
+            host,
+            &format!("mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/cloud.conf"),
+        );
+        scene.restart_daemon(host);
+        scene.eventually(host, "journalctl -u spothop -b | grep -q \"this host is aws \"");
+        id
+    });
+    (moto, ids)
 }
 
 impl<'a> Cloud<'a> {
     fn over(scene: &'a Scene) -> Self {
-        let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
-        let moto = Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto");
-        let ids = HOSTS.map(|host| {
-            let id = moto.run_instance().expect("an instance");
-            scene.identify(host, &id).expect("a metadata service");
-            let variables =
-                format!("AWS_ENDPOINT_URL={} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret", moto.endpoint());
-            scene.sh(
-                host,
-                &format!(
-                    "mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/cloud.conf"
-                ),
-            );
-            scene.restart_daemon(host);
-            scene.eventually(host, "journalctl -u spothop -b | grep -q \"this host is aws \"");
-            id
-        });
-        Self { scene, moto, ids: ids.to_vec() }
+        let (moto, ids) = cloud_over(scene);
+        Self { scene, moto, ids }
     }
 
     /// `doctor`'s line about the cloud: verdict and finding.
