@@ -6,12 +6,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitCode};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,10 @@ use crate::handoff::Directory;
 const VERB: &str = "--spothop-keeper";
 const LOCK: &str = "keeper.lock";
 const RESULT: &str = "restored.json";
+
+/// For what was killed to be dead; a task that hangs in the kernel is not waited for.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How a restore ended.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,23 +84,32 @@ fn keep(directory: &Path, command: &mut Command) -> Ending {
     ending
 }
 
-/// Kills what a killed runtime has left to us. CRIU cannot go on without it, and may wait for ever for tasks that wait for CRIU; with
+/// Kills what a failed runtime has left to us. CRIU cannot go on without it, and may wait for ever for tasks that wait for CRIU; with
 /// CRIU gone, its tasks are our children too.
+///
+/// None of them is reaped here: the dead go on to the engine's shim when we end, which waits for the death of the container's init.
 fn kill_children() {
-    let list = PathBuf::from(format!("/proc/self/task/{}/children", gettid()));
-    loop {
-        let children = fs::read_to_string(&list).unwrap_or_default();
-        let children: Vec<Pid> =
-            children.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect();
-        if children.is_empty() {
-            return;
-        }
-        for &child in &children {
+    let end = Instant::now() + LAST_WORDS;
+    while let alive = living_children()
+        && !alive.is_empty()
+        && Instant::now() < end
+    {
+        for child in alive {
             let _ = kill(child, Signal::SIGKILL);
         }
-        // Whichever ends first: what it leaves behind comes to us as well.
-        let _ = waitpid(None, None);
+        sleep(LOOK_AGAIN);
     }
+}
+
+/// Our children that are not zombies.
+fn living_children() -> Vec<Pid> {
+    let children = fs::read_to_string(format!("/proc/self/task/{}/children", gettid())).unwrap_or_default();
+    let lives = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The state follows the name, which is in brackets and may hold some itself (proc(5)).
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+    };
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(lives).map(Pid::from_raw).collect()
 }
 
 #[cfg(test)]
