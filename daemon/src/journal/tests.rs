@@ -1,4 +1,5 @@
 use super::*;
+use crate::api::Outcome;
 use crate::migration::Task;
 use crate::orchestrator::RestartPolicy;
 

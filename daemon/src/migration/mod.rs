@@ -5,7 +5,7 @@
 //! | `protocol` | every decision, as a function of what is on record |
 //! | `phase`, `step` | the words of the journal: how far it is, what was done |
 //! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
-//! | `target`, `handoff` | the target's way, and its talk with the restoring runtime |
+//! | `target`, `arrival`, `handoff` | the target's way to the restored tasks, what becomes of them, and the talk with the restoring runtime |
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace` | what all of them share |
@@ -16,6 +16,7 @@
 //! ([`protocol`]). COMMIT is written only when the target holds the tasks restored and stopped. The source's tasks stay frozen from
 //! then until the target runs. The target's tasks run only after COMMIT was heard, or when the source cannot run any more.
 
+mod arrival;
 mod context;
 mod conversation;
 mod ending;
@@ -64,7 +65,7 @@ pub async fn recover(context: &Arc<Context>) -> Result<(), Error> {
         tokio::spawn(async move {
             let ended = match left.side {
                 Side::Source => ending::recover(context, &left).await.map(|_| ()),
-                Side::Target => target::recover(context, &left).await,
+                Side::Target => arrival::recover(context, &left).await,
             };
             if let Err(failure) = ended {
                 error!(migration = left.id, error = chain(&failure), "the migration could not be taken up");
