@@ -378,6 +378,9 @@ impl Dice {
     }
 }
 
+/// Where the runtime's `start` has let the tasks go and has not told the engine.
+const STARTED: &str = "target:wrapper:gone";
+
 impl Plan {
     /// Whether a server that is at this side in the end may have been started anew: only where the fault has ended its memory, or
     /// the container itself.
@@ -387,6 +390,8 @@ impl Plan {
             Fault::PowerOff { side, .. } => side == at,
             // A killed daemon of spothop, by contrast, takes nothing with it.
             Fault::KillOther { side, victim } => side == at && victim != Victim::Daemon,
+            // The tasks run, and then the runtime's `start` dies: to the engine the container did not start, and it ends it.
+            Fault::Kill => at == Side::Target && self.at == Some(At::Point(STARTED.to_owned())),
             _ => false,
         }
     }
