@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use sd_notify::NotifyState;
 use spothop_transfer::{Credentials, Listener, Options};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -172,6 +172,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         since: Timestamp::now(),
         notices: Mutex::new(BTreeMap::new()),
         moving: Mutex::new(HashSet::new()),
+        released: Notify::new(),
         instance: Arc::default(),
         providers,
     })

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, Path as InPath, Query, State};
@@ -33,6 +34,9 @@ use crate::orchestrator;
 
 /// Lines of events that wait for a slow reader before it is left behind.
 const LINES: usize = 256;
+
+/// For an earlier migration of the same container to be tidied up, which takes some tens of milliseconds.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Migrations that `history` shows unless told otherwise.
 const HISTORY: u32 = 50;
@@ -183,6 +187,10 @@ async fn migrate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Ac
     if let Some(stay) = planned.plan.stays.first() {
         let message = format!("container {} cannot be moved: {}", stay.name, stay.reasons().join("; "));
         return Err(Failure(StatusCode::CONFLICT, problem(ProblemCode::Refused, message)));
+    }
+    for step in &planned.plan.moves {
+        // It may just have arrived here.
+        evacuation::until_free(&context, &step.container, TIDY).await;
     }
     let accepted = evacuation::begin(&context, planned, MANUAL);
     if accepted.migrations.is_empty() {

@@ -12,8 +12,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use jiff::Timestamp;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use spothop_criu::handoff::{Directory, Report};
 use spothop_criu::netns::OwnNetns;
+use spothop_criu::runtime_state::{RuntimeState, find_runtime_root};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
@@ -21,11 +24,13 @@ use tracing::{error, info, warn};
 use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Request};
+use super::moving::Moving;
 use super::protocol::{self, Instance, Occasion, Return};
 use super::target::{START, Target};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
+use crate::orchestrator;
 use crate::provider::Inquiry;
 
 /// For a runtime that waits to say so again to a daemon that came back: it tries many times a second.
@@ -33,6 +38,9 @@ const REPEAT: Duration = Duration::from_secs(2);
 
 /// Why a target gives up what the source keeps.
 const GOES_ON: &str = "the source goes on";
+
+/// Between two looks for a process that is ending.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Between two questions to a source that does not answer.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -182,6 +190,7 @@ impl Target {
         let id = self.created.as_ref().ok_or(Error::NotCreated)?.id.clone();
         if directory.may_have_run() {
             self.remove_markers().await?;
+            self.end_unknown(&id).await?;
             self.call_engine(&id);
             return Ok(());
         }
@@ -197,6 +206,26 @@ impl Target {
         handoff.run();
         self.call_engine(&id);
         Ok(())
+    }
+
+    /// An engine that was killed meanwhile does not know that the tasks run, cannot be told, and takes the network away from whatever
+    /// runs when it hears of their end. So they end before it starts the container.
+    async fn end_unknown(&self, id: &str) -> Result<(), Error> {
+        match self.context.engine.inspect(id).await {
+            Err(orchestrator::Error::NotRunning { .. }) => {}
+            Ok(_) => return Ok(()),
+            Err(failure) => return Err(failure.into()),
+        }
+        let gone = async {
+            while let Some(init_pid) = restored_init(id.to_owned()).await {
+                // It may have ended by itself.
+                let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        timeout(START, gone)
+            .await
+            .map_err(|_| Error::TimedOut { step: "ending what the engine does not know", limit: START })
     }
 
     /// The container runs and is an ordinary one from now on.
@@ -240,6 +269,12 @@ impl Target {
         }
         undo(&self.context, &self.track, reason).await;
     }
+}
+
+/// The first process of a container that the runtime knows.
+async fn restored_init(id: String) -> Option<i32> {
+    let state = spawn_blocking(move || RuntimeState::read(&find_runtime_root(&id)?, &id).ok());
+    unpanicked(state.await).map(|state| state.init_pid)
 }
 
 /// Waits for the runtime's word that the tasks run, as a daemon that came back hears it.
@@ -321,7 +356,8 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
     let handoff = holds.then(|| Handoff::listen(&Directory::at(workspace.directory()))).transpose()?;
     // The container's memory is in use already; nothing more is promised.
     let room = context.capacity.reserve(&left.id, 0)?;
-    let target = Target { context, track, offer, workspace, _room: room, created, handoff, starting: None };
+    let moving = created.as_ref().and_then(|created| Moving::claim(&context, &created.id));
+    let target = Target { context, track, offer, workspace, _room: room, created, handoff, moving, starting: None };
     match must {
         Return::Wait => target.await_verdict(None).await,
         Return::Run => target.run_until_it_runs(None).await,

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
 use spothop_transfer::Credentials;
+use tokio::sync::Notify;
 
 use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Workspace};
@@ -44,6 +45,8 @@ pub struct Context {
     pub notices: Mutex<BTreeMap<String, Notice>>,
     /// Ids of the containers that are on their way.
     pub moving: Mutex<HashSet<String>>,
+    /// Rings when one of them is not any more.
+    pub released: Notify,
     /// Which instance of a cloud this host is; empty until its metadata service has said so, which on other hosts is never.
     pub instance: Arc<OnceLock<Instance>>,
     /// The clouds that can be asked whether another host is gone.

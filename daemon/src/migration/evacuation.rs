@@ -7,10 +7,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 use spothop_policy::{Move, Plan, Rates, Request};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{Context, Error, Job, chain};
+use super::moving::Moving;
+use super::{Context, Error, Job, MANUAL, chain};
 use crate::api::{Accepted, Outcome};
 use crate::inventory::{self, Candidate};
 use crate::notice::{Notice, NoticeEvent};
@@ -69,34 +71,41 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
 
 /// Begins every move of the plan in its order, `limits.max_concurrent` at a time, and returns their ids.
 ///
-/// A container that is moving already is left to its first migration.
+/// A container that is moving already is left to its first migration; if that fails, a notice takes it up again.
 #[must_use]
 pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accepted {
     let mut movers = Vec::new();
     for step in &planned.plan.moves {
         let Some(candidate) = planned.candidates.remove(&step.container) else { continue };
-        let Some(moving) = Moving::claim(context, &step.container) else {
-            info!(container = step.name, "already moving");
-            continue;
-        };
-        movers.push(Mover {
+        let mover = Mover {
             context: Arc::clone(context),
             id: Uuid::now_v7().to_string(),
-            candidate,
+            memory_bytes: candidate.memory_bytes,
             step: step.clone(),
             cause: cause.to_owned(),
             deadline: planned.deadline,
-            _moving: moving,
-        });
+        };
+        match Moving::claim(context, &step.container) {
+            Some(moving) => movers.push((mover, moving)),
+            None if cause == MANUAL => info!(container = step.name, "already moving"),
+            None => {
+                info!(container = step.name, "moves already; if it comes back, it is moved again");
+                let context = Arc::clone(context);
+                tokio::spawn(async move {
+                    let moving = Moving::wait(&context, &mover.step.container).await;
+                    mover.run(moving).await;
+                });
+            }
+        }
     }
-    let migrations = movers.iter().map(|mover| mover.id.clone()).collect();
+    let migrations = movers.iter().map(|(mover, _)| mover.id.clone()).collect();
     let turns = Arc::new(Semaphore::new(context.config.limits.max_concurrent));
     tokio::spawn(async move {
-        for mover in movers {
+        for (mover, moving) in movers {
             // Never closed, so there always is a turn.
             let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
             tokio::spawn(async move {
-                mover.run().await;
+                mover.run(moving).await;
                 drop(turn);
             });
         }
@@ -105,6 +114,12 @@ pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accep
         warn!(container = stay.name, reasons = stay.reasons().join("; "), "this container stays");
     }
     Accepted { migrations, plan: planned.plan }
+}
+
+/// Waits until no migration has the container, but not longer than `limit`.
+pub async fn until_free(context: &Arc<Context>, container: &str, limit: Duration) {
+    // Whoever begins one claims it again, and tells if it could not.
+    let _ = timeout(limit, Moving::wait(context, container)).await;
 }
 
 /// Answers notices: a plan under the notice's deadline, begun at once.
@@ -140,49 +155,36 @@ async fn evacuate(context: Arc<Context>, notice: Notice) {
     }
 }
 
-/// One container on its way: nothing else moves it meanwhile.
-struct Moving {
-    context: Arc<Context>,
-    container: String,
-}
-
-impl Moving {
-    fn claim(context: &Arc<Context>, container: &str) -> Option<Self> {
-        let mut moving = context.moving.lock().unwrap_or_else(PoisonError::into_inner);
-        moving
-            .insert(container.to_owned())
-            .then(|| Self { context: Arc::clone(context), container: container.to_owned() })
-    }
-}
-
-impl Drop for Moving {
-    fn drop(&mut self) {
-        self.context.moving.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.container);
-    }
-}
-
 struct Mover {
     context: Arc<Context>,
     id: String,
-    candidate: Candidate,
+    memory_bytes: u64,
     step: Move,
     cause: String,
     deadline: Option<Timestamp>,
-    _moving: Moving,
 }
 
 impl Mover {
     /// Tries the plan's hosts in their order until one has the container; without a deadline only the first, because
     /// there is time for somebody to look at what went wrong.
-    async fn run(self) {
+    async fn run(self, _moving: Moving) {
         let attempts = if self.deadline.is_some() { usize::MAX } else { 1 };
         let mut id = self.id.clone();
         for host in self.step.candidates.iter().take(attempts) {
+            // What the plan saw may be from the middle of an earlier migration, such as a restart policy that was held.
+            let container = match self.context.engine.inspect(&self.step.container).await {
+                Ok(container) => container,
+                Err(failure) => {
+                    warn!(container = self.step.name, error = chain(&failure), "the container is not moved");
+                    return;
+                }
+            };
             let job = Job {
                 id: std::mem::replace(&mut id, Uuid::now_v7().to_string()),
-                container: self.candidate.container.clone(),
-                init_pid: self.candidate.init_pid,
-                memory_bytes: self.candidate.memory_bytes,
+                // Pids are below 2^22 on Linux.
+                init_pid: i32::try_from(container.init_pid).unwrap_or(i32::MAX),
+                container,
+                memory_bytes: self.memory_bytes,
                 target: host.host.clone(),
                 cause: self.cause.clone(),
                 deadline: self.deadline,

@@ -8,7 +8,7 @@
 //! | `target`, `arrival`, `handoff` | the target's way to the restored tasks, what becomes of them, and the talk with the restoring runtime |
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
-//! | `context`, `track`, `workspace` | what all of them share |
+//! | `context`, `track`, `workspace`, `moving` | what all of them share |
 //! | `resolve` | a person's word for a migration whose other host is gone for good |
 //! | `evacuation` | several migrations, in the plan's order |
 //!
@@ -26,6 +26,7 @@ pub mod gate;
 mod handoff;
 mod logs;
 pub mod message;
+mod moving;
 pub mod peers;
 mod phase;
 pub mod protocol;
@@ -39,6 +40,8 @@ mod workspace;
 use std::sync::Arc;
 
 use tracing::{error, info};
+
+use self::moving::Moving;
 
 pub use self::context::Context;
 pub use self::conversation::Conversation;
@@ -62,7 +65,10 @@ pub async fn recover(context: &Arc<Context>) -> Result<(), Error> {
     for left in unpanicked(tokio::task::spawn_blocking(move || journal.unfinished()).await)? {
         info!(migration = left.id, side = %left.side, phase = %left.phase, "taking up a migration that was left unfinished");
         let context = Arc::clone(context);
+        // Before anything else is begun. None if an even earlier one of the same container is open too, which cannot be.
+        let moving = matches!(left.side, Side::Source).then(|| Moving::claim(&context, &left.container_id));
         tokio::spawn(async move {
+            let _moving = moving;
             let ended = match left.side {
                 Side::Source => ending::recover(context, &left).await.map(|_| ()),
                 Side::Target => arrival::recover(context, &left).await,

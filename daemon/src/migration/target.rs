@@ -17,6 +17,7 @@ use super::arrival::undo;
 use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
+use super::moving::Moving;
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::capacity::Reservation;
@@ -42,6 +43,8 @@ pub(super) struct Target {
     pub(super) _room: Reservation,
     pub(super) created: Option<Created>,
     pub(super) handoff: Option<Handoff>,
+    /// Nothing moves the container on before it is an ordinary one.
+    pub(super) moving: Option<Moving>,
     pub(super) starting: Option<JoinHandle<Result<(), orchestrator::Error>>>,
 }
 
@@ -97,7 +100,17 @@ impl Target {
             undo(&context, &track, chain(&failure)).await;
             return Err(failure);
         }
-        Ok(Self { context, track, offer, workspace, _room: room, created: None, handoff: None, starting: None })
+        Ok(Self {
+            context,
+            track,
+            offer,
+            workspace,
+            _room: room,
+            created: None,
+            handoff: None,
+            moving: None,
+            starting: None,
+        })
     }
 
     /// Does what the source asks, up to the answer to `Restore`, which is the last point of giving up.
@@ -170,6 +183,7 @@ impl Target {
         let created = self.context.engine.create(&self.offer.recipe, &options).await?;
         self.track.reach("create:done")?;
         self.track.intend(Step::Made { created: created.clone() }).await?;
+        self.moving = Moving::claim(&self.context, &created.id);
         self.created = Some(created);
         Ok(Answer::Done)
     }
