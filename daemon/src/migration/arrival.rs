@@ -239,8 +239,10 @@ impl Target {
         let policy = &self.offer.recipe.restart_policy;
         self.remove_markers().await?;
         self.context.engine.resume_restarts(&created.id, policy).await?;
-        if self.handoff.is_none() && !policy.is_no() {
-            // A power cut may have come before the policy was back. Nothing happens to a container that runs.
+        if !policy.is_no()
+            && let Err(orchestrator::Error::NotRunning { .. }) = self.context.engine.inspect(&created.id).await
+        {
+            // A power cut, or an engine that was killed, ended it before the policy was back, which now acts on the next end only.
             self.context.engine.start(&created.id).await?;
         }
         let volumes: Vec<_> = created.volumes.iter().map(|volume| volume.name.clone()).collect();
