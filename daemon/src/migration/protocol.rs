@@ -4,12 +4,11 @@
 //!
 //! | source's verdict | target's verdict | who may run |
 //! |---|---|---|
-//! | none | none | the source |
-//! | ABORT | any | the source |
+//! | none, or ABORT | none, or ABORT | the source |
 //! | COMMIT | none | nobody: the source keeps its tasks frozen, the target keeps its own stopped |
 //! | COMMIT | COMMIT | the target |
 //! | COMMIT | ABORT | the source, once it has heard so and has taken the container back |
-//! | none | COMMIT | the target: the fence. The source cannot run, and asks the target should it ever come back |
+//! | none, or ABORT unheard | COMMIT | the target: the fence. The source cannot run any more |
 //!
 //! So COMMIT at the source gives the container away, COMMIT at the target takes it, and ABORT at the target gives it back. Each
 //! is one compare-and-set in one journal, on disk before anybody acts on it. `tests/protocol_model` walks through all of it.
