@@ -133,6 +133,13 @@ fn ended(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
 
+/// Whether a process is gone, or waits as a zombie for somebody to notice.
+pub(crate) fn is_dead(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in brackets and may hold some itself (proc(5)).
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,5 +168,21 @@ mod tests {
     fn a_sockets_inode_is_read_from_its_link() {
         assert_eq!(socket_inode(Path::new("socket:[4711]")), Some(4711));
         assert_eq!(socket_inode(Path::new("pipe:[4711]")), None);
+    }
+
+    #[test]
+    fn a_zombie_is_as_dead_as_one_that_is_gone() {
+        assert!(!is_dead(std::process::id().cast_signed()));
+        // No process has an id above the kernel's limit (2^22).
+        assert!(is_dead(1 << 23));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        nix::sys::wait::waitid(
+            nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(pid)),
+            nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT,
+        )
+        .unwrap();
+        assert!(is_dead(pid));
+        child.wait().unwrap();
     }
 }

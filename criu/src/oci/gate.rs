@@ -18,11 +18,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::failpoint;
 use crate::handoff::Directory;
 use crate::hook::{Action, Event};
+use crate::tasks;
 
 /// The link's name in the migration's directory.
 const HOOK: &str = "hook";
 
-/// How often, in milliseconds, the hook looks whether its directory is still there.
+/// How often, in milliseconds, the hook looks whether its directory and its tasks are still there.
 const STILL_THERE: u16 = 500;
 
 /// `held` and a process id have 16 bytes at most; what is longer is none of our words.
@@ -98,7 +99,8 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
     loop {
         let mut fds = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(STILL_THERE)) == Ok(0) {
-            if directory.exists() {
+            // An engine whose `start` was killed kills the container; CRIU, which waits for us, does not notice.
+            if directory.exists() && !tasks::is_dead(init_pid) {
                 continue;
             }
             return Ok(false);
@@ -127,13 +129,18 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 mod tests {
     use super::*;
 
+    /// A process that lives as long as the test.
+    fn ours() -> i32 {
+        std::process::id().cast_signed()
+    }
+
     fn held(word: Option<bool>) -> (Option<i32>, bool) {
         let scratch = tempfile::tempdir().unwrap();
         let directory = scratch.path().to_owned();
         let create = listen_for_held(&directory).unwrap();
         let hook = std::thread::spawn({
             let directory = directory.clone();
-            move || hold(&directory, 77).unwrap()
+            move || hold(&directory, ours()).unwrap()
         });
         let pid = held_pid(create.accept().unwrap().0);
         if word.is_none() {
@@ -145,13 +152,13 @@ mod tests {
 
     #[test]
     fn held_tasks_go_or_die_by_one_word() {
-        assert_eq!(held(Some(true)), (Some(77), true));
-        assert_eq!(held(Some(false)), (Some(77), false));
+        assert_eq!(held(Some(true)), (Some(ours()), true));
+        assert_eq!(held(Some(false)), (Some(ours()), false));
     }
 
     #[test]
     fn a_silent_visitor_decides_nothing() {
-        assert_eq!(held(None), (Some(77), true));
+        assert_eq!(held(None), (Some(ours()), true));
     }
 
     #[test]
@@ -160,10 +167,23 @@ mod tests {
         let create = listen_for_held(scratch.path()).unwrap();
         let hook = std::thread::spawn({
             let directory = scratch.path().to_owned();
-            move || hold(&directory, 77).unwrap()
+            move || hold(&directory, ours()).unwrap()
         });
-        assert_eq!(held_pid(create.accept().unwrap().0), Some(77));
+        assert_eq!(held_pid(create.accept().unwrap().0), Some(ours()));
         drop(scratch);
+        assert!(!hook.join().unwrap());
+    }
+
+    #[test]
+    fn tasks_that_are_dead_are_not_held() {
+        let scratch = tempfile::tempdir().unwrap();
+        let create = listen_for_held(scratch.path()).unwrap();
+        let hook = std::thread::spawn({
+            let directory = scratch.path().to_owned();
+            // No process has an id above the kernel's limit (2^22).
+            move || hold(&directory, 1 << 23).unwrap()
+        });
+        assert_eq!(held_pid(create.accept().unwrap().0), Some(1 << 23));
         assert!(!hook.join().unwrap());
     }
 

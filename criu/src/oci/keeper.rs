@@ -17,6 +17,7 @@ use nix::unistd::{Pid, gettid};
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::Directory;
+use crate::tasks;
 
 /// The hidden verb by which `create` starts the keeper.
 const VERB: &str = "--spothop-keeper";
@@ -104,12 +105,8 @@ fn kill_children() {
 /// Our children that are not zombies.
 fn living_children() -> Vec<Pid> {
     let children = fs::read_to_string(format!("/proc/self/task/{}/children", gettid())).unwrap_or_default();
-    let lives = |pid: &i32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The state follows the name, which is in brackets and may hold some itself (proc(5)).
-        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    };
-    children.split_whitespace().filter_map(|pid| pid.parse().ok()).filter(lives).map(Pid::from_raw).collect()
+    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    children.filter(|&pid| !tasks::is_dead(pid)).map(Pid::from_raw).collect()
 }
 
 #[cfg(test)]
