@@ -90,6 +90,12 @@ impl Context {
         Workspace::of(&self.runtime, side, migration)
     }
 
+    /// Whether this notice was given and not withdrawn.
+    #[must_use]
+    pub fn is_in_force(&self, notice: &str) -> bool {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).contains_key(notice)
+    }
+
     /// The notice that takes this host away soonest, if one is in force.
     #[must_use]
     pub fn notice(&self) -> Option<Notice> {

@@ -111,7 +111,8 @@ impl Ending {
         match self.abort(&failure).await {
             Verdict::Commit => self.give_away(None, held).await,
             Verdict::Abort => {
-                self.go_on(chain(&failure), matches!(failure, Error::Dump(_) | Error::DaemonDied), held).await
+                let may_have_died = matches!(failure, Error::Dump(_) | Error::HolderDied | Error::DaemonDied);
+                self.go_on(chain(&failure), may_have_died, held).await
             }
         }
     }
@@ -319,11 +320,8 @@ fn undo_blocking(step: Step, state: &Path, migration: &str) -> Result<(), Error>
 }
 
 /// Ends a migration that a former daemon left behind, as its journal says.
-///
-/// # Errors
-/// The journal's.
-pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Result<Outcome, Error> {
+pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) {
     let track = context.track(&left.id, Side::Source, &left.container);
     let ending = Ending::new(context, track, left.container_id.clone(), left.peer.clone());
-    Ok(ending.conclude(Err(Error::DaemonDied), Held::default()).await)
+    ending.conclude(Err(Error::DaemonDied), Held::default()).await;
 }

@@ -93,7 +93,9 @@ pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accep
                 let context = Arc::clone(context);
                 tokio::spawn(async move {
                     let moving = Moving::wait(&context, &mover.step.container).await;
-                    mover.run(moving).await;
+                    if context.is_in_force(&mover.cause) {
+                        mover.run(moving).await;
+                    }
                 });
             }
         }

@@ -65,16 +65,17 @@ pub async fn recover(context: &Arc<Context>) -> Result<(), Error> {
     for left in unpanicked(tokio::task::spawn_blocking(move || journal.unfinished()).await)? {
         info!(migration = left.id, side = %left.side, phase = %left.phase, "taking up a migration that was left unfinished");
         let context = Arc::clone(context);
-        // Before anything else is begun. None if an even earlier one of the same container is open too, which cannot be.
+        // Before anything else is begun.
         let moving = matches!(left.side, Side::Source).then(|| Moving::claim(&context, &left.container_id));
         tokio::spawn(async move {
             let _moving = moving;
-            let ended = match left.side {
-                Side::Source => ending::recover(context, &left).await.map(|_| ()),
-                Side::Target => arrival::recover(context, &left).await,
-            };
-            if let Err(failure) = ended {
-                error!(migration = left.id, error = chain(&failure), "the migration could not be taken up");
+            match left.side {
+                Side::Source => ending::recover(context, &left).await,
+                Side::Target => {
+                    if let Err(failure) = arrival::recover(context, &left).await {
+                        error!(migration = left.id, error = chain(&failure), "the migration could not be taken up");
+                    }
+                }
             }
         });
     }

@@ -68,6 +68,23 @@ pub struct Report {
     pub unread: Option<String>,
 }
 
+impl Report {
+    /// Of a client that has heard nothing yet.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self {
+            acknowledged_writes: 0,
+            lost_writes: 0,
+            lost: Vec::new(),
+            breaks: Vec::new(),
+            longest_gap_ms: 0.0,
+            longest_gap_at: Timestamp::now(),
+            run_ids: Default::default(),
+            unread: None,
+        }
+    }
+}
+
 /// The handle by which others ask and stop a client.
 #[derive(Debug, Clone, Default)]
 pub struct Remote {
@@ -159,16 +176,7 @@ impl<'a> Client<'a> {
             next: 0,
             written: HashMap::new(),
             last_reply: Instant::now(),
-            report: Report {
-                acknowledged_writes: 0,
-                lost_writes: 0,
-                lost: Vec::new(),
-                breaks: Vec::new(),
-                longest_gap_ms: 0.0,
-                longest_gap_at: Timestamp::now(),
-                run_ids: Default::default(),
-                unread: None,
-            },
+            report: Report::empty(),
         };
         client.connect()?;
         Ok(client)

@@ -70,7 +70,7 @@ pub fn run(arena: &mut Arena, seed: u64, index: u64, plan: &Plan, evidence: &Pat
     judge_watch(&watch, &mut violations);
     let outcome = judge_data(arena, plan, roles, hung, &report, &mut violations);
     judge_word(plan, outcome, cli.as_deref(), &report, &mut violations);
-    let report = report.unwrap_or_else(|_| unheard());
+    let report = report.unwrap_or_else(|_| lasting::Report::empty());
 
     let line = Line {
         seed,
@@ -409,19 +409,6 @@ fn judge_word(
     let kept = report.as_ref().is_ok_and(|report| report.breaks.is_empty());
     if plan.fault == Fault::Nothing && (outcome != Outcome::Moved || !kept) {
         violations.push("undisturbed, and it did not move with its connection".to_owned());
-    }
-}
-
-fn unheard() -> lasting::Report {
-    lasting::Report {
-        acknowledged_writes: 0,
-        lost_writes: 0,
-        lost: Vec::new(),
-        breaks: Vec::new(),
-        longest_gap_ms: 0.0,
-        longest_gap_at: Timestamp::now(),
-        run_ids: Default::default(),
-        unread: None,
     }
 }
 
