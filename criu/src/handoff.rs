@@ -11,11 +11,14 @@
 //!   wrapper → Restored {init_pid} | Failed      wrapper → Running | Failed {error}
 //! ```
 //! After its last message the wrapper closes. When the socket breaks (the daemon was restarted) the wrapper connects again
-//! and repeats its last message, for as long as the directory exists; it decides nothing by itself. A message may
-//! therefore arrive twice, and the daemon answers each time. Once the directory is gone the answer is taken to be `Abort`.
+//! and repeats its last message, for as long as there is a request; it decides nothing by itself. A message may
+//! therefore arrive twice, and the daemon answers each time. Once the request is gone the answer is taken to be `Abort`.
 //!
-//! Commands for a restore are in `request.json` ([`RestoreRequest`]); an image set is used once ([`Directory::used`]).
+//! Commands for a restore are in `request.json` ([`RestoreRequest`]); an image set is used once ([`Directory::used`]). Who works in
+//! the directory holds a shared lock on `lock` ([`Directory::enter`]), and the daemon removes nothing below anybody's feet
+//! ([`Directory::give_up`]).
 
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
@@ -130,6 +133,50 @@ impl Directory {
     pub fn resumed(&self) -> bool {
         self.resumed_mark().exists()
     }
+
+    /// Has the daemon given the migration up? It takes its request back then.
+    pub fn given_up(&self) -> bool {
+        !self.request().exists()
+    }
+
+    /// Takes part in the restore: until the file is closed, [`Directory::give_up`] waits.
+    ///
+    /// # Errors
+    /// [`HandoffError::Gone`] when the migration is given up already.
+    pub fn enter(&self) -> Result<File, HandoffError> {
+        let lock = File::create(self.lock()).and_then(|lock| lock.lock_shared().map(|()| lock));
+        // Looked at after locking: who gives up takes the request away first, and waits for the lock then.
+        match lock {
+            Ok(lock) if !self.given_up() => Ok(lock),
+            _ => Err(HandoffError::Gone { path: self.path.clone() }),
+        }
+    }
+
+    /// Waits until nobody takes part in the restore any more.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn wait_until_left(&self) -> io::Result<()> {
+        File::open(self.lock())?.lock()
+    }
+
+    /// Takes the request back, and returns when nobody works here any more and nobody will: each of the wrapper, the keeper and CRIU's
+    /// action script sees that it is gone. Does nothing where there is no request.
+    ///
+    /// # Errors
+    /// The request cannot be removed, or the lock cannot be opened.
+    pub fn give_up(&self) -> io::Result<()> {
+        let missing_is_fine = |done: io::Result<()>| match done {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        missing_is_fine(fs::remove_file(self.request()))?;
+        missing_is_fine(self.wait_until_left())
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.path.join("lock")
+    }
 }
 
 /// What `create` shall restore, and how.
@@ -226,8 +273,8 @@ pub enum HandoffError {
         /// Where it goes wrong.
         source: serde_json::Error,
     },
-    /// The migration's directory went away while waiting for an answer: the daemon has given the migration up.
-    #[error("the migration was given up while waiting for the spothop daemon ({path} is gone)")]
+    /// The daemon has taken its request back: the migration is given up.
+    #[error("the spothop daemon has given the migration up (there is no request in {path} any more)")]
     Gone {
         /// The directory.
         path: PathBuf,
@@ -241,7 +288,7 @@ impl RestoreRequest {
     /// When it is there and cannot be read or understood.
     pub fn read(directory: &Directory) -> Result<Option<Self>, HandoffError> {
         let path = directory.request();
-        let text = match std::fs::read(&path) {
+        let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(HandoffError::Read { path, source }),
@@ -266,7 +313,7 @@ impl Client {
     /// Says `report` and waits for the verdict, however long that takes.
     ///
     /// # Errors
-    /// [`HandoffError::Gone`] when the migration's directory is removed meanwhile.
+    /// [`HandoffError::Gone`] when the migration is given up meanwhile.
     pub fn ask(&mut self, report: &Report) -> Result<Verdict, HandoffError> {
         loop {
             match self.say(report).and_then(|()| self.hear()) {
@@ -279,7 +326,7 @@ impl Client {
     /// Says `report`, to which there is no answer; returns when the daemon's socket took it.
     ///
     /// # Errors
-    /// [`HandoffError::Gone`] when the migration's directory is removed meanwhile.
+    /// [`HandoffError::Gone`] when the migration is given up meanwhile.
     pub fn tell(&mut self, report: &Report) -> Result<(), HandoffError> {
         loop {
             match self.say(report) {
@@ -312,7 +359,7 @@ impl Client {
 
     fn pause(&mut self) -> Result<(), HandoffError> {
         self.connection = None;
-        if !self.directory.path().exists() {
+        if self.directory.given_up() {
             return Err(HandoffError::Gone { path: self.directory.path().to_owned() });
         }
         std::thread::sleep(RECONNECT);
@@ -384,9 +431,9 @@ mod tests {
             network: Network::Own { addresses: vec!["172.30.0.50".parse().unwrap(), "fd00::5".parse().unwrap()] },
             runtime: "runc".into(),
         };
-        std::fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
+        fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         assert_eq!(RestoreRequest::read(&directory).unwrap(), Some(request));
-        std::fs::write(directory.request(), "{}").unwrap();
+        fs::write(directory.request(), "{}").unwrap();
         assert!(matches!(RestoreRequest::read(&directory), Err(HandoffError::Request { .. })));
     }
 
@@ -415,6 +462,7 @@ mod tests {
     fn a_client_repeats_its_word_to_a_daemon_that_came_back() {
         let scratch = tempfile::tempdir().unwrap();
         let directory = Directory::at(scratch.path());
+        fs::write(directory.request(), "").unwrap();
         let listener = UnixListener::bind(directory.socket()).unwrap();
         let daemon = std::thread::spawn(move || {
             let mut heard = Vec::new();
@@ -434,10 +482,32 @@ mod tests {
     }
 
     #[test]
-    fn a_client_gives_up_when_the_directory_is_gone() {
+    fn a_client_gives_up_when_the_request_is_gone() {
         let scratch = tempfile::tempdir().unwrap();
-        let directory = Directory::at(scratch.path().join("gone"));
-        let error = Client::new(directory).ask(&Report::Running).unwrap_err();
-        assert!(matches!(error, HandoffError::Gone { .. }));
+        for directory in [Directory::at(scratch.path()), Directory::at(scratch.path().join("gone"))] {
+            let error = Client::new(directory).ask(&Report::Running).unwrap_err();
+            assert!(matches!(error, HandoffError::Gone { .. }));
+        }
+    }
+
+    #[test]
+    fn giving_up_waits_for_those_who_work_there_and_lets_nobody_in() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = Directory::at(scratch.path());
+        fs::write(directory.request(), "").unwrap();
+        let two_at_work = [directory.enter().unwrap(), directory.enter().unwrap()];
+        let giving_up = std::thread::spawn({
+            let directory = directory.clone();
+            move || directory.give_up().unwrap()
+        });
+        while !directory.given_up() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(directory.enter(), Err(HandoffError::Gone { .. })));
+        assert!(!giving_up.is_finished());
+        drop(two_at_work);
+        giving_up.join().unwrap();
+        directory.give_up().unwrap();
+        Directory::at(scratch.path().join("gone")).give_up().unwrap();
     }
 }

@@ -35,6 +35,7 @@ pub(super) fn restore(
         // The engine takes our stdout's end for the end of `create`, and the restore goes on longer.
         close_stdio()?;
     }
+    let _here = directory.enter()?;
     let mut client = Client::new(directory.clone());
     let mut network = RestoreNetwork::default();
     let done = hold(invocation, directory, request, &mut client, &mut network);
@@ -131,7 +132,7 @@ fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &Resto
         command.extend([OsStr::new("--console-socket"), socket.as_os_str()]);
     }
     command.push(&invocation.container);
-    keeper::spawn(directory.path(), &command).map_err(file("start the restore of", directory.path()))
+    keeper::spawn(directory, &command).map_err(file("start the restore of", directory.path()))
 }
 
 /// The process id of init once the hook holds; an error when the restore ended before that.
@@ -157,7 +158,7 @@ fn wait_until_held(
 
 /// Why the restore in `directory` failed.
 pub(super) fn failure(invocation: &Invocation, directory: &Directory) -> OciError {
-    let runtime_says = || match keeper::ending(directory.path()) {
+    let runtime_says = || match keeper::ending(directory) {
         None => "the restore was killed".to_owned(),
         Some(ending) => runtime_log::last_error(invocation).unwrap_or(ending.status),
     };

@@ -3,7 +3,7 @@
 //! CRIU calls `<migration directory>/hook`, a symbolic link to this program. At `post-restore` the hook says `held <pid>` on
 //! `create.sock`, where `create` listens, and then waits on `gate.sock` for one line: `go` or `abort`. The tasks
 //! can only run after somebody in this directory (root only) said `go`; if the hook dies, CRIU kills them. When the
-//! daemon removes the directory it has given the migration up, and the hook says no by itself.
+//! daemon takes its request back it has given the migration up, and the hook says no by itself.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -23,7 +23,7 @@ use crate::tasks;
 /// The link's name in the migration's directory.
 const HOOK: &str = "hook";
 
-/// How often, in milliseconds, the hook looks whether its directory and its tasks are still there.
+/// How often, in milliseconds, the hook looks whether its request and its tasks are still there.
 const STILL_THERE: u16 = 500;
 
 /// `held` and a process id have 16 bytes at most; what is longer is none of our words.
@@ -100,7 +100,7 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
         let mut fds = [PollFd::new(gate.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, PollTimeout::from(STILL_THERE)) == Ok(0) {
             // An engine whose `start` was killed kills the container; CRIU, which waits for us, does not notice.
-            if directory.exists() && !tasks::is_dead(init_pid) {
+            if !Directory::at(directory).given_up() && !tasks::is_dead(init_pid) {
                 continue;
             }
             return Ok(false);
@@ -134,8 +134,15 @@ mod tests {
         std::process::id().cast_signed()
     }
 
-    fn held(word: Option<bool>) -> (Option<i32>, bool) {
+    /// The directory of a migration that goes on.
+    fn migration() -> tempfile::TempDir {
         let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(Directory::at(scratch.path()).request(), "").unwrap();
+        scratch
+    }
+
+    fn held(word: Option<bool>) -> (Option<i32>, bool) {
+        let scratch = migration();
         let directory = scratch.path().to_owned();
         let create = listen_for_held(&directory).unwrap();
         let hook = std::thread::spawn({
@@ -163,20 +170,20 @@ mod tests {
 
     #[test]
     fn tasks_of_a_migration_that_is_given_up_are_not_held() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = migration();
         let create = listen_for_held(scratch.path()).unwrap();
         let hook = std::thread::spawn({
             let directory = scratch.path().to_owned();
             move || hold(&directory, ours()).unwrap()
         });
         assert_eq!(held_pid(create.accept().unwrap().0), Some(ours()));
-        drop(scratch);
+        std::fs::remove_file(Directory::at(scratch.path()).request()).unwrap();
         assert!(!hook.join().unwrap());
     }
 
     #[test]
     fn tasks_that_are_dead_are_not_held() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = migration();
         let create = listen_for_held(scratch.path()).unwrap();
         let hook = std::thread::spawn({
             let directory = scratch.path().to_owned();
@@ -189,7 +196,7 @@ mod tests {
 
     #[test]
     fn tasks_that_nobody_waits_for_are_not_held() {
-        let scratch = tempfile::tempdir().unwrap();
+        let scratch = migration();
         assert!(hold(scratch.path(), 1).is_err());
     }
 

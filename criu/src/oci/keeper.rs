@@ -1,19 +1,19 @@
 //! The keeper: the parent of `runc restore`, which outlives `create` and notes how the restore ended.
 //!
-//! It holds a lock on `keeper.lock` while it lives. `create` and `start` learn the end from `restored.json`; `start` waits
-//! for it by waiting for the lock, which the kernel gives up even if the keeper is killed.
+//! `create` and `start` learn the end from `restored.json`; `start` waits for it by waiting until the keeper has left the directory,
+//! which the kernel sees to even if the keeper is killed.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, gettid};
+use nix::unistd::{Pid, getpid};
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::Directory;
@@ -21,12 +21,17 @@ use crate::tasks;
 
 /// The hidden verb by which `create` starts the keeper.
 const VERB: &str = "--spothop-keeper";
-const LOCK: &str = "keeper.lock";
 const RESULT: &str = "restored.json";
 
 /// For what was killed to be dead; a task that hangs in the kernel is not waited for.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Between two looks whether the migration goes on.
+const STILL_WANTED: Duration = Duration::from_millis(500);
+
+/// For a restore to end by itself once its migration is given up: CRIU's action script says no by then, and CRIU tidies up after it.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// How a restore ended.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,19 +43,14 @@ pub(super) struct Ending {
 }
 
 /// Starts the keeper of `command`; returns when it is under way. Standard streams are inherited.
-pub(super) fn spawn(directory: &Path, command: &[&OsStr]) -> io::Result<Child> {
-    let _ = fs::remove_file(directory.join(RESULT));
-    Command::new(std::env::current_exe()?).arg(VERB).arg(directory).args(command).spawn()
+pub(super) fn spawn(directory: &Directory, command: &[&OsStr]) -> io::Result<Child> {
+    let _ = fs::remove_file(directory.path().join(RESULT));
+    Command::new(std::env::current_exe()?).arg(VERB).arg(directory.path()).args(command).spawn()
 }
 
 /// How the restore ended; `None` when the keeper was killed before it could note it (or has not ended).
-pub(super) fn ending(directory: &Path) -> Option<Ending> {
-    serde_json::from_slice(&fs::read(directory.join(RESULT)).ok()?).ok()
-}
-
-/// Waits until the keeper has ended.
-pub(super) fn wait(directory: &Path) -> io::Result<()> {
-    File::open(directory.join(LOCK))?.lock()
+pub(super) fn ending(directory: &Directory) -> Option<Ending> {
+    serde_json::from_slice(&fs::read(directory.path().join(RESULT)).ok()?).ok()
 }
 
 /// Does the keeper's work when this process is one; `None` when it is not.
@@ -59,16 +59,19 @@ pub(super) fn called_by_create(arguments: &[OsString]) -> Option<ExitCode> {
     if verb != VERB {
         return None;
     }
-    let ending = keep(Path::new(directory), Command::new(program).args(rest));
+    let ending = keep(&Directory::at(Path::new(directory)), Command::new(program).args(rest));
     Some(if ending.success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn keep(directory: &Path, command: &mut Command) -> Ending {
+fn keep(directory: &Directory, command: &mut Command) -> Ending {
+    let _here = match directory.enter() {
+        Ok(here) => here,
+        Err(given_up) => return Ending { success: false, status: given_up.to_string() },
+    };
     // Best effort: a CRIU whose runtime was killed is ours then, and not the engine's.
     let _ = set_child_subreaper(true);
-    // Both are best effort: without the lock `start` only loses the wait, without the note it says so.
-    let lock = File::create(directory.join(LOCK));
-    let _locked = lock.as_ref().map(File::lock);
+    let watched = directory.clone();
+    thread::spawn(move || end_unwanted(&watched));
     let ending = match command.status() {
         Ok(status) => Ending { success: status.success(), status: format!("runtime: {status}") },
         Err(error) => {
@@ -76,13 +79,24 @@ fn keep(directory: &Path, command: &mut Command) -> Ending {
             Ending { success: false, status: format!("cannot run the runtime {program}: {error}") }
         }
     };
-    if !ending.success && !Directory::at(directory).may_have_run() {
+    if !ending.success && !directory.may_have_run() {
         kill_children();
     }
-    let new = directory.join("restored.json.new");
-    let _ =
-        fs::write(&new, serde_json::json!(ending).to_string()).and_then(|()| fs::rename(&new, directory.join(RESULT)));
+    // Best effort: without the note `start` says that there is none.
+    let [new, note] = ["restored.json.new", RESULT].map(|name| directory.path().join(name));
+    let _ = fs::write(&new, serde_json::json!(ending).to_string()).and_then(|()| fs::rename(&new, note));
     ending
+}
+
+/// Ends a restore that does not end by itself when its migration is given up: CRIU may wait for ever for images that are not whole.
+fn end_unwanted(directory: &Directory) {
+    while !directory.given_up() {
+        sleep(STILL_WANTED);
+    }
+    sleep(GRACE);
+    if !directory.may_have_run() {
+        kill_children();
+    }
 }
 
 /// Kills what a failed runtime has left to us. CRIU cannot go on without it, and may wait for ever for tasks that wait for CRIU; with
@@ -102,9 +116,9 @@ fn kill_children() {
     }
 }
 
-/// Our children that are not zombies.
+/// The children of our main thread, which starts the runtime and inherits what that leaves, but for zombies.
 fn living_children() -> Vec<Pid> {
-    let children = fs::read_to_string(format!("/proc/self/task/{}/children", gettid())).unwrap_or_default();
+    let children = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).unwrap_or_default();
     let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
     children.filter(|&pid| !tasks::is_dead(pid)).map(Pid::from_raw).collect()
 }
@@ -116,29 +130,26 @@ mod tests {
     #[test]
     fn the_end_is_noted_and_the_lock_is_free_afterwards() {
         let scratch = tempfile::tempdir().unwrap();
-        assert_eq!(ending(scratch.path()), None);
-        let good = keep(scratch.path(), &mut Command::new("true"));
+        let directory = Directory::at(scratch.path());
+        fs::write(directory.request(), "").unwrap();
+        assert_eq!(ending(&directory), None);
+        let good = keep(&directory, &mut Command::new("true"));
         assert!(good.success);
-        wait(scratch.path()).unwrap();
-        assert_eq!(ending(scratch.path()), Some(good));
-        let bad = keep(scratch.path(), Command::new("sh").args(["-c", "exit 3"]));
+        directory.wait_until_left().unwrap();
+        assert_eq!(ending(&directory), Some(good));
+        let bad = keep(&directory, Command::new("sh").args(["-c", "exit 3"]));
         assert_eq!((bad.success, bad.status.as_str()), (false, "runtime: exit status: 3"));
-        let none = keep(scratch.path(), &mut Command::new("/nonexistent/runc"));
+        let none = keep(&directory, &mut Command::new("/nonexistent/runc"));
         assert!(none.status.contains("/nonexistent/runc"));
     }
 
     #[test]
-    fn waiting_ends_with_the_keeper() {
+    fn a_restore_that_is_given_up_is_not_begun() {
         let scratch = tempfile::tempdir().unwrap();
-        let held = File::create(scratch.path().join(LOCK)).unwrap();
-        held.lock().unwrap();
-        let waiter = std::thread::spawn({
-            let path = scratch.path().to_owned();
-            move || wait(&path).unwrap()
-        });
-        assert!(!waiter.is_finished());
-        drop(held);
-        waiter.join().unwrap();
+        let directory = Directory::at(scratch.path().join("gone"));
+        let unwanted = keep(&directory, &mut Command::new("true"));
+        assert!(unwanted.status.contains("given the migration up"), "{}", unwanted.status);
+        assert!(!directory.path().exists());
     }
 
     #[test]

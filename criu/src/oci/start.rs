@@ -63,8 +63,8 @@ fn let_go(
     fs::write(directory.used(), "").map_err(file("write", directory.used()))?;
     failpoint::reach("target:wrapper:go")?;
     gate::decide(directory.path(), true).map_err(file("open the gate in", directory.path()))?;
-    keeper::wait(directory.path()).map_err(file("wait for the restore in", directory.path()))?;
-    match keeper::ending(directory.path()) {
+    directory.wait_until_left().map_err(file("wait for the restore in", directory.path()))?;
+    match keeper::ending(directory) {
         Some(ending) if ending.success => Ok(()),
         None if resumes_without_keeper(directory) => Ok(()),
         _ => Err(create::failure(invocation, directory)),
@@ -86,7 +86,7 @@ fn resumes_without_keeper(directory: &Directory) -> bool {
 /// Has CRIU kill what it holds; no error, because the tasks may be dead already.
 fn abandon(marker: &Marker, directory: &Directory) {
     if gate::decide(directory.path(), false).is_ok() {
-        let _ = keeper::wait(directory.path());
+        let _ = directory.wait_until_left();
     }
     if let Some(name) = &marker.own_netns {
         OwnNetns::named(name).delete();

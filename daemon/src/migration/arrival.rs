@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,7 +315,7 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
         match step {
             Step::Workspace { directory } => {
                 let state = context.state.clone();
-                unpanicked(spawn_blocking(move || Workspace::at(directory).remove(&state)).await)?;
+                unpanicked(spawn_blocking(move || give_up_restore(directory, &state)).await)?;
             }
             Step::Create { offer } => {
                 context.engine.discard(&offer.recipe, &offer.migration).await?;
@@ -367,6 +367,16 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
         Return::CleanUp | Return::GiveUp => target.tidy_up().await,
     }
     Ok(())
+}
+
+/// Nothing may be removed below a restore that goes on: the runtime would make its directory again.
+fn give_up_restore(directory: PathBuf, state: &Path) -> Result<(), Error> {
+    Directory::at(&directory).give_up().map_err(|source| Error::File {
+        action: "give up the restore in",
+        path: directory.clone(),
+        source,
+    })?;
+    Ok(Workspace::at(directory).remove(state)?)
 }
 
 fn remove_marker(path: PathBuf) -> Result<(), Error> {
