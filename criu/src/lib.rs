@@ -7,6 +7,7 @@
 //! | [`features`], [`cpuinfo`] | what CRIU, runc, the kernel and the CPU of this host can do |
 //! | [`tasks`], [`obstacles`] | a container's tasks, their memory, and what in them CRIU cannot move |
 //! | [`watches`] | the names of what they watch |
+//! | [`memory`] | the pages of the tasks: followed and read while they run, kept and served at the target |
 //! | [`cgroup`] | the freezer of a container |
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
@@ -31,6 +32,7 @@ pub mod features;
 pub mod handoff;
 pub mod hook;
 pub mod log;
+pub mod memory;
 pub mod netns;
 pub mod obstacles;
 pub mod oci;

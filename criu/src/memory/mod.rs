@@ -1,0 +1,46 @@
+//! The memory of a container's tasks, page by page: found, read and followed at the source while they run; kept, and given to the
+//! restored tasks when they touch it, at the target.
+
+use std::ops::Range;
+
+use rangemap::RangeSet;
+
+/// Bytes of a page. CRIU's images count pages of this size on every machine that we run on.
+pub const PAGE: u64 = 4096;
+
+/// The longest piece that is read, sent or installed at once, in bytes.
+pub const PIECE: u64 = 1 << 20;
+
+/// A set of pages of one task: page-aligned, disjoint ranges of its addresses.
+pub type Pages = RangeSet<u64>;
+
+/// Bytes of `pages`.
+pub fn bytes(pages: &Pages) -> u64 {
+    pages.iter().map(|range| range.end - range.start).sum()
+}
+
+/// The ranges of `pages` in pieces of at most [`PIECE`].
+pub fn pieces(pages: &Pages) -> impl Iterator<Item = Range<u64>> {
+    pages.iter().flat_map(|range| {
+        let end = range.end;
+        (range.start..end).step_by(PIECE as usize).map(move |start| start..(start + PIECE).min(end))
+    })
+}
+
+/// The name by which a process is known on both hosts: its id in the container's own pid namespace.
+pub type Vpid = i32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_the_pages_once() {
+        let mut pages = Pages::new();
+        pages.insert(PAGE..2 * PAGE);
+        pages.insert(PIECE..3 * PIECE + PAGE);
+        let pieces: Vec<_> = pieces(&pages).collect();
+        assert_eq!(pieces, [PAGE..2 * PAGE, PIECE..2 * PIECE, 2 * PIECE..3 * PIECE, 3 * PIECE..3 * PIECE + PAGE]);
+        assert_eq!(bytes(&pages), 2 * PIECE + 2 * PAGE);
+    }
+}
