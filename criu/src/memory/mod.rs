@@ -1,6 +1,8 @@
 //! The memory of a container's tasks, page by page: found, read and followed at the source while they run; kept, and given to the
 //! restored tasks when they touch it, at the target.
 
+pub mod pager;
+
 use std::ops::Range;
 
 use rangemap::RangeSet;
