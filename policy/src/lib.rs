@@ -19,7 +19,7 @@ mod quantity;
 mod rank;
 mod rates;
 mod refusal;
-mod rounds;
+pub mod rounds;
 mod schedule;
 mod version;
 
@@ -31,7 +31,6 @@ pub use quantity::Bytes;
 pub use rank::{Candidate, Score};
 pub use rates::Rates;
 pub use refusal::{HostRefusal, Refusal};
-pub use rounds::{Enough, Round, another_round, first_round};
 pub use version::{NotAVersion, ProtocolRange, Version};
 
 /// Places every container of the request.

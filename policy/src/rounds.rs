@@ -49,7 +49,7 @@ const AFTER: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// None: `Ok` asks for another round, `Err` says why there shall be none.
-pub fn another_round(rounds: &[Round], time_left: Option<Duration>) -> Result<(), Enough> {
+pub fn another(rounds: &[Round], time_left: Option<Duration>) -> Result<(), Enough> {
     let [before @ .., last] = rounds else { return Ok(()) };
     if last.dirty_bytes <= LITTLE {
         return Err(Enough::Little);
@@ -71,7 +71,7 @@ pub fn another_round(rounds: &[Round], time_left: Option<Duration>) -> Result<()
 }
 
 /// Whether the first round, of `bytes` in all, ends before the freeze must begin, at `bytes_per_second`.
-pub fn first_round(bytes: u64, bytes_per_second: u64, time_left: Option<Duration>) -> Result<(), Enough> {
+pub fn first(bytes: u64, bytes_per_second: u64, time_left: Option<Duration>) -> Result<(), Enough> {
     let sending = Duration::from_secs(bytes / bytes_per_second.max(1));
     match time_left {
         Some(left) if sending.saturating_add(AFTER) > left => Err(Enough::Deadline),
@@ -91,43 +91,43 @@ mod tests {
 
     #[test]
     fn rounds_go_on_while_they_help() {
-        assert_eq!(another_round(&[], None), Ok(()));
-        assert_eq!(another_round(&[round(1024, 2000, 100)], None), Ok(()));
-        assert_eq!(another_round(&[round(1024, 2000, 100), round(100, 200, 20)], None), Ok(()));
+        assert_eq!(another(&[], None), Ok(()));
+        assert_eq!(another(&[round(1024, 2000, 100)], None), Ok(()));
+        assert_eq!(another(&[round(1024, 2000, 100), round(100, 200, 20)], None), Ok(()));
         let small = [round(1024, 2000, 100), round(100, 200, 20), round(20, 40, 4)];
-        assert_eq!(another_round(&small, None), Err(Enough::Little));
+        assert_eq!(another(&small, None), Err(Enough::Little));
     }
 
     #[test]
     fn a_container_that_writes_as_fast_as_the_link_is_frozen_after_the_round_that_shows_it() {
-        assert_eq!(another_round(&[round(1024, 2000, 900)], None), Err(Enough::NoProgress));
-        assert_eq!(another_round(&[round(1024, 2000, 400), round(400, 800, 390)], None), Err(Enough::NoProgress));
+        assert_eq!(another(&[round(1024, 2000, 900)], None), Err(Enough::NoProgress));
+        assert_eq!(another(&[round(1024, 2000, 400), round(400, 800, 390)], None), Err(Enough::NoProgress));
     }
 
     #[test]
     fn rounds_have_an_end() {
         let mut rounds = vec![round(1 << 20, 2000, 1 << 19)];
-        while another_round(&rounds, None).is_ok() {
+        while another(&rounds, None).is_ok() {
             let dirty = rounds[rounds.len() - 1].dirty_bytes / MIB;
             rounds.push(round(dirty, 100, dirty / 2));
         }
-        assert_eq!((rounds.len(), another_round(&rounds, None)), (MOST, Err(Enough::Rounds)));
+        assert_eq!((rounds.len(), another(&rounds, None)), (MOST, Err(Enough::Rounds)));
     }
 
     #[test]
     fn the_deadline_comes_first() {
         // 500 MiB/s: 100 MiB take 0.2 s.
         let rounds = [round(1000, 2000, 100)];
-        assert_eq!(another_round(&rounds, Some(Duration::from_secs(5))), Err(Enough::Deadline));
-        assert_eq!(another_round(&rounds, Some(Duration::from_secs(6))), Ok(()));
-        assert_eq!(first_round(1000 * MIB, 100 * MIB, Some(Duration::from_secs(14))), Err(Enough::Deadline));
-        assert_eq!(first_round(1000 * MIB, 100 * MIB, Some(Duration::from_secs(15))), Ok(()));
-        assert_eq!(first_round(u64::MAX, 0, None), Ok(()));
+        assert_eq!(another(&rounds, Some(Duration::from_secs(5))), Err(Enough::Deadline));
+        assert_eq!(another(&rounds, Some(Duration::from_secs(6))), Ok(()));
+        assert_eq!(first(1000 * MIB, 100 * MIB, Some(Duration::from_secs(14))), Err(Enough::Deadline));
+        assert_eq!(first(1000 * MIB, 100 * MIB, Some(Duration::from_secs(15))), Ok(()));
+        assert_eq!(first(u64::MAX, 0, None), Ok(()));
     }
 
     #[test]
     fn a_round_that_took_no_time_is_no_division_by_zero() {
-        assert_eq!(another_round(&[round(0, 0, 5), round(8, 0, 5)], Some(Duration::MAX)), Err(Enough::NoProgress));
-        assert_eq!(another_round(&[round(100, 0, 5)], Some(Duration::from_secs(6))), Ok(()));
+        assert_eq!(another(&[round(0, 0, 5), round(8, 0, 5)], Some(Duration::MAX)), Err(Enough::NoProgress));
+        assert_eq!(another(&[round(100, 0, 5)], Some(Duration::from_secs(6))), Ok(()));
     }
 }
