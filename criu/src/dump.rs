@@ -449,6 +449,22 @@ mod tests {
     }
 
     #[test]
+    fn a_dump_with_a_parent_finds_it_from_the_images() {
+        let case = case(&[]);
+        let arguments = |checkpoint: &Checkpoint| -> Vec<String> {
+            checkpoint.command().get_args().map(|a| a.to_string_lossy().into_owned()).collect()
+        };
+        assert!(!arguments(&case.checkpoint).iter().any(|a| a == "--parent-path"));
+        let checkpoint = Checkpoint { parent: Some(ConstantParent::for_tests()), ..case.checkpoint.clone() };
+        let arguments = arguments(&checkpoint);
+        let at = arguments.iter().position(|a| a == "--parent-path").unwrap();
+        let found = checkpoint.images.join(&arguments[at + 1]);
+        let made = checkpoint.images.with_file_name(PARENT);
+        fs::create_dir(&made).unwrap();
+        assert_eq!(fs::canonicalize(found).unwrap(), fs::canonicalize(made).unwrap());
+    }
+
+    #[test]
     fn the_end_of_a_checkpoint_is_awaited_through_its_lock() {
         let work = tempfile::tempdir().unwrap();
         wait_until_ended(work.path()).unwrap();

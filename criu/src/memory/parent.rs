@@ -123,6 +123,12 @@ impl ConstantParent {
         Ok(Self { cache: Some(Cache { bytes, original }) })
     }
 
+    /// That of a kernel with soft-dirty bits.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Self {
+        Self { cache: None }
+    }
+
     /// Whether what was found still holds: CRIU has not written its cache anew. If not, probe again.
     pub fn is_current(&self) -> bool {
         let Some(cache) = &self.cache else { return true };
@@ -242,4 +248,77 @@ fn believed(criu: &Path, file: &Path, bytes: &[u8]) -> Result<bool, Why> {
 fn write_private(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let _ = fs::remove_file(file);
     File::options().write(true).create_new(true).mode(0o600).open(file)?.write_all(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::images::{Entry, PE_PRESENT, Pagemap};
+    use super::*;
+
+    #[test]
+    fn a_parent_claims_every_page_and_has_none() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().join("parent");
+        let parent = ConstantParent { cache: None };
+        parent.make(&directory, [77]).unwrap();
+        parent.make(&directory, [1, 12]).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["inventory.img", "pagemap-1.img", "pagemap-12.img", "pages-1.img", "pages-12.img"]);
+        let all = vec![Entry { range: 0..ADDRESSES, flags: PE_PRESENT }];
+        assert_eq!(Pagemap::read(&directory, 12).unwrap().unwrap(), Pagemap { pages_id: 12, entries: all });
+        assert_eq!(fs::metadata(directory.join("pages-12.img")).unwrap().len(), 0);
+        // One magic word, a length, and the fields 1 and 8.
+        let inventory = fs::read(directory.join("inventory.img")).unwrap();
+        assert_eq!(inventory[..11], [0x16, 0x31, 0x31, 0x58, (inventory.len() - 8) as u8, 0, 0, 0, 8, 2, 0x40]);
+    }
+
+    #[test]
+    fn the_usual_place_is_tried_first_and_the_magic_words_never() {
+        let mut cache = vec![0; 912];
+        cache[40] = 3;
+        let tried: Vec<usize> = offsets(&cache).collect();
+        assert_eq!((tried[0], tried.len()), (USUAL_OFFSET, OTHER_OFFSETS.len() - 1));
+        assert!(tried.iter().all(|offset| *offset >= 8 && *offset != 40));
+        assert_eq!(tried.iter().filter(|offset| **offset == USUAL_OFFSET).count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_crius_cache_is_left_alone() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("criu.kdat");
+        assert!(matches!(read_cache(&path), Err(Why::NoCache { .. })));
+        for bytes in [vec![], vec![0; 912], CACHE_MAGIC.to_le_bytes().to_vec()] {
+            fs::write(&path, bytes).unwrap();
+            assert!(matches!(read_cache(&path), Err(Why::OtherCache { .. })));
+        }
+        let mut cache = CACHE_MAGIC.to_le_bytes().to_vec();
+        cache.resize(912, 0);
+        fs::write(&path, &cache).unwrap();
+        let (bytes, stamp) = read_cache(&path).unwrap();
+        assert_eq!(bytes, cache);
+        fs::write(scratch.path().join("new"), &cache).unwrap();
+        fs::rename(scratch.path().join("new"), &path).unwrap();
+        assert_ne!(stamp, Stamp::of(&fs::metadata(&path).unwrap()));
+    }
+
+    #[test]
+    fn a_host_without_criu_has_no_constant_parent() {
+        let scratch = tempfile::tempdir().unwrap();
+        let why = ConstantParent::probe(Path::new("/nonexistent/criu"), scratch.path()).unwrap_err();
+        assert!(matches!(why, Why::Criu(CommandError::Spawn { .. })), "{why}");
+    }
+
+    #[test]
+    fn dirty_bits_are_cleared_only_where_there_are_some_and_of_who_is_there() {
+        let patched = ConstantParent {
+            cache: Some(Cache { bytes: vec![], original: Stamp { inode: 0, length: 0, changed: (0, 0) } }),
+        };
+        // No process has an id above the kernel's limit (2^22).
+        patched.clear_dirty(1 << 23).unwrap();
+        assert!(!patched.is_current());
+        let plain = ConstantParent { cache: None };
+        plain.clear_dirty(1 << 23).unwrap();
+        assert!(plain.is_current());
+    }
 }

@@ -218,3 +218,142 @@ fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     let (start, end) = (start.max(range.start), end.min(range.end));
     Ok((start < end).then_some(start..end))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// On a tmpfs: other file systems have no offsets as high as addresses.
+    fn store() -> (tempfile::TempDir, Store) {
+        let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = Store::at(scratch.path().join("memory"));
+        store.create().unwrap();
+        (scratch, store)
+    }
+
+    fn page(byte: u8) -> Vec<u8> {
+        vec![byte; PAGE as usize]
+    }
+
+    fn stored(store: &Store, vpid: Vpid) -> u64 {
+        store.file(vpid).unwrap().map_or(0, |file| file.metadata().unwrap().blocks() * 512)
+    }
+
+    fn read(store: &Store, vpid: Vpid, address: u64, pages: usize) -> Vec<u8> {
+        let mut bytes = vec![9; pages * PAGE as usize];
+        store.read_at(vpid, address, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn what_is_put_is_read_and_all_else_is_zeros() {
+        let (_scratch, store) = store();
+        let top = ADDRESSES - PAGE;
+        store.put(7, PAGE, &[page(1), page(0), page(2)].concat()).unwrap();
+        store.put(7, top, &page(3)).unwrap();
+        assert_eq!(read(&store, 7, 0, 5), [page(0), page(1), page(0), page(2), page(0)].concat());
+        assert_eq!(read(&store, 7, top, 1), page(3));
+        assert_eq!(read(&store, 8, PAGE, 2), [page(0), page(0)].concat());
+        assert_eq!(stored(&store, 7), 3 * PAGE);
+    }
+
+    #[test]
+    fn pages_that_become_zeros_give_their_memory_back() {
+        let (_scratch, store) = store();
+        store.put(1, 0, &[page(1), page(2), page(3), page(4)].concat()).unwrap();
+        store.put(1, PAGE, &page(0)).unwrap();
+        store.zero(1, 2 * PAGE, PAGE).unwrap();
+        store.zero(1, 100 * PAGE, 1 << 40).unwrap();
+        store.zero(2, 0, PAGE).unwrap();
+        assert_eq!(read(&store, 1, 0, 4), [page(1), page(0), page(0), page(4)].concat());
+        assert_eq!((stored(&store, 1), store.file(2).unwrap().is_none()), (2 * PAGE, true));
+        store.put(1, PAGE, &page(5)).unwrap();
+        assert_eq!(read(&store, 1, PAGE, 1), page(5));
+    }
+
+    #[test]
+    fn what_is_no_page_of_a_task_is_refused() {
+        let (_scratch, store) = store();
+        let whole = page(1);
+        for (vpid, address, bytes) in [
+            (1, 1, &whole[..]),
+            (1, PAGE, &whole[1..]),
+            (1, ADDRESSES, &whole),
+            (1, u64::MAX - PAGE + 1, &whole),
+            (0, PAGE, &whole),
+        ] {
+            let error = store.put(vpid, address, bytes).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+            assert!(store.zero(vpid, address, bytes.len() as u64).is_err());
+            assert!(store.read_at(vpid, address, &mut bytes.to_vec()).is_err());
+        }
+        assert!(store.zero(1, PAGE, u64::MAX - PAGE + 1).is_err());
+        assert_eq!(std::fs::read_dir(store.directory()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_drained_is_gone_and_zeros_are_not_given() {
+        let (_scratch, store) = store();
+        let long = 3 * PIECE;
+        store.put(1, long, &vec![6; 2 * PIECE as usize]).unwrap();
+        store.put(1, 0, &[page(1), page(0), page(2)].concat()).unwrap();
+        let mut given = Vec::new();
+        let range = 2 * PAGE..long + PIECE + PAGE;
+        let sink = |address, bytes: &[u8]| {
+            assert!(bytes.len() as u64 <= PIECE);
+            given.extend((0..bytes.len() as u64).step_by(PAGE as usize).map(|at| (address + at, bytes[at as usize])));
+            Ok(())
+        };
+        store.drain(1, range, sink).unwrap();
+        let mut expected = vec![(2 * PAGE, 2)];
+        expected.extend((long..long + PIECE + PAGE).step_by(PAGE as usize).map(|address| (address, 6)));
+        assert_eq!(given, expected);
+        assert_eq!(stored(&store, 1), PAGE + PIECE - PAGE);
+        assert_eq!(read(&store, 1, 0, 3), [page(1), page(0), page(0)].concat());
+        store.drain(2, 0..ADDRESSES, |_, _| panic!("nothing has come for 2")).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_moved_stays_in_the_store() {
+        let (_scratch, store) = store();
+        store.put(1, 0, &page(1)).unwrap();
+        let full = |_: u64, _: &[u8]| Err(io::ErrorKind::StorageFull.into());
+        assert_eq!(store.drain(1, 0..PAGE, full).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(&store, 1, 0, 1), page(1));
+    }
+
+    #[test]
+    fn several_threads_write_at_once() {
+        let (_scratch, store) = store();
+        std::thread::scope(|scope| {
+            for thread in 0..4_u8 {
+                let store = &store;
+                scope.spawn(move || {
+                    for at in 0..200_u64 {
+                        let byte = if at % 5 == 0 { 0 } else { thread + 1 };
+                        store.put(1 + i32::from(thread % 2), (at * 4 + u64::from(thread)) * PAGE, &page(byte)).unwrap();
+                    }
+                });
+            }
+        });
+        for thread in 0..4_u8 {
+            for at in 0..200_u64 {
+                let byte = if at % 5 == 0 { 0 } else { thread + 1 };
+                let found = read(&store, 1 + i32::from(thread % 2), (at * 4 + u64::from(thread)) * PAGE, 1);
+                assert_eq!(found, page(byte));
+            }
+        }
+    }
+
+    #[test]
+    fn the_tasks_of_a_store_are_bounded() {
+        let (_scratch, store) = store();
+        store.tasks.lock().unwrap().extend(1..=Vpid::try_from(MOST_TASKS).unwrap());
+        store.put(1, 0, &page(1)).unwrap();
+        let error = store.put(Vpid::MAX, 0, &page(1)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::QuotaExceeded);
+        assert!(store.file(Vpid::MAX).unwrap().is_none());
+    }
+}

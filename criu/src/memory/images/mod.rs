@@ -6,13 +6,20 @@
 //!
 //! At the target these files come from another host: every length, address and flag is checked before it is used.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+mod error;
+mod file;
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{BufWriter, Write};
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
+
+pub use error::ImageError;
+use file::{Image, write_message};
+pub(super) use file::{access, open, replace};
 
 use super::{PAGE, Vpid};
 
@@ -32,12 +39,6 @@ const CORE: u32 = 0x5505_3847;
 /// `CRTOOLS_IMAGES_V1_1`: images with the common magic, which every CRIU since 1.8 writes.
 const VERSION: u32 = 2;
 
-/// The longest image that is read, in bytes: a pagemap entry has about 17, and one entry stands for at least one page.
-const LONGEST_FILE: u64 = 256 << 20;
-
-/// The longest message: `mm` has about 60 bytes for each mapping, of which the kernel allows 65,530 if it is not told otherwise.
-const LONGEST_MESSAGE: u64 = 64 << 20;
-
 /// One past the highest address that a task may use (x86-64, four levels of page tables).
 pub const ADDRESSES: u64 = 1 << 47;
 
@@ -53,121 +54,6 @@ pub(super) const PE_PARENT: u32 = 1 << 0;
 pub(super) const PE_LAZY: u32 = 1 << 1;
 /// `PE_PRESENT`: the pages are in the pages image.
 pub(super) const PE_PRESENT: u32 = 1 << 2;
-
-/// An image that cannot be read, cannot be right, or cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The system refuses.
-    #[error("cannot access the image {path}: {source}")]
-    Access {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It is no regular file, or another kind of image.
-    #[error("{path} is not the image that its name says; was it written by CRIU 4.2 or later?")]
-    Kind {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It ends in the middle of something.
-    #[error("the image {path} is cut off")]
-    Torn {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It, or a message in it, is longer than any that CRIU writes.
-    #[error("the image {path} says it has {bytes} bytes in one piece; nothing in it can be that long")]
-    Long {
-        /// The file.
-        path: PathBuf,
-        /// How long.
-        bytes: u64,
-    },
-    /// A message in it is damaged.
-    #[error("the image {path} is damaged: {source}")]
-    Message {
-        /// The file.
-        path: PathBuf,
-        /// Where it goes wrong.
-        source: prost::DecodeError,
-    },
-    /// A range of addresses that no task can have.
-    #[error("the image {path} has an impossible range, from {start:#x} to {end:#x}")]
-    Range {
-        /// The file.
-        path: PathBuf,
-        /// Its first address.
-        start: u64,
-        /// One past its last.
-        end: u64,
-    },
-    /// Ranges overlap, or are not in their order.
-    #[error("the image {path} is not in order at {address:#x}")]
-    Order {
-        /// The file.
-        path: PathBuf,
-        /// The address.
-        address: u64,
-    },
-    /// Pages that are neither in the images nor left to the parent.
-    #[error(
-        "the image {path} has pages of an unknown kind ({flags:#x}) at {address:#x}; only a dump by spothop can be used"
-    )]
-    Flags {
-        /// The file.
-        path: PathBuf,
-        /// The first of the pages.
-        address: u64,
-        /// `pagemap_entry.flags`.
-        flags: u32,
-    },
-    /// A process or thread id that cannot be one.
-    #[error("the image {path} has {pid} as a process id, or twice")]
-    Pid {
-        /// The file.
-        path: PathBuf,
-        /// The id.
-        pid: u32,
-    },
-    /// More processes than [`MOST_TASKS`].
-    #[error("the image {path} has more than {MOST_TASKS} tasks")]
-    Tasks {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Not the image of a thread on x86-64.
-    #[error("the image {path} has no registers of an x86-64 thread")]
-    Registers {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A page that is in no private mapping.
-    #[error("the image {path} has a page at {address:#x}, where the task has no private memory")]
-    Outside {
-        /// The file.
-        path: PathBuf,
-        /// The page.
-        address: u64,
-    },
-    /// The pages image does not have the bytes that the pagemap says.
-    #[error("the image {path} has {found} bytes, and {expected} are to be in it")]
-    Size {
-        /// The file.
-        path: PathBuf,
-        /// What it has.
-        found: u64,
-        /// What it should have.
-        expected: u64,
-    },
-    /// Two tasks name the same pages image.
-    #[error("the image {path} belongs to two tasks")]
-    Shared {
-        /// The file.
-        path: PathBuf,
-    },
-}
 
 /// `pagemap-N.img`: which pages of a task are where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -361,8 +247,21 @@ pub(super) fn write_inventory(directory: &Path, uptime: u64) -> Result<(), Image
 }
 
 impl Pagemap {
-    /// That of `vpid`; `None` when it has none: a zombie.
+    /// That of `vpid` as a dump wrote it; `None` when it has none: a zombie.
     pub(super) fn read(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
+        let Some(pagemap) = Self::read_any(directory, vpid)? else { return Ok(None) };
+        // So does CRIU mark what could have been lazy (criu/page-xfer.c, `ppb_xfer_flags`).
+        let known = [PE_PARENT, PE_PRESENT, PE_PRESENT | PE_LAZY];
+        match pagemap.entries.iter().find(|entry| !known.contains(&entry.flags)) {
+            None => Ok(Some(pagemap)),
+            Some(Entry { range, flags }) => {
+                let path = pagemap_path(directory, vpid);
+                Err(ImageError::Flags { path, address: range.start, flags: *flags })
+            }
+        }
+    }
+
+    fn read_any(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
         let path = pagemap_path(directory, vpid);
         let Some(mut image) = Image::open(&path, PAGEMAP)? else { return Ok(None) };
         let head: PagemapHead = image.required()?;
@@ -399,12 +298,7 @@ impl PagemapEntry {
         let range = checked(path, start..end)?;
         let old = if self.in_parent == Some(true) { PE_PARENT } else { 0 };
         let flags = self.flags.unwrap_or(if old == 0 { PE_PRESENT } else { 0 }) | old;
-        match flags {
-            PE_PARENT | PE_PRESENT => Ok(Entry { range, flags }),
-            // So does CRIU mark what could have been lazy (criu/page-xfer.c, `ppb_xfer_flags`).
-            _ if flags == PE_PRESENT | PE_LAZY => Ok(Entry { range, flags }),
-            _ => Err(ImageError::Flags { path: path.to_owned(), address: start, flags }),
-        }
+        Ok(Entry { range, flags })
     }
 }
 
@@ -433,7 +327,7 @@ pub(super) fn read_processes(directory: &Path) -> Result<Vec<Process>, ImageErro
     let path = directory.join("pstree.img");
     let mut image = Image::existing(&path, PSTREE)?;
     let mut processes = Vec::new();
-    let mut seen = std::collections::HashSet::new();
+    let mut seen = HashSet::new();
     while let Some(entry) = image.next::<PstreeEntry>()? {
         let id = |pid: u32| match Vpid::try_from(pid) {
             Ok(vpid) if vpid > 0 => Ok(vpid),
@@ -478,103 +372,6 @@ pub(super) fn read_stack_pointer(directory: &Path, vpid: Vpid) -> Result<u64, Im
     registers.and_then(|registers| registers.sp).ok_or(ImageError::Registers { path })
 }
 
-/// An image that is read message by message.
-struct Image<'a> {
-    path: &'a Path,
-    file: BufReader<File>,
-    left: u64,
-}
-
-impl<'a> Image<'a> {
-    fn existing(path: &'a Path, magic: u32) -> Result<Self, ImageError> {
-        Self::open(path, magic)?.ok_or_else(|| access(path)(io::ErrorKind::NotFound.into()))
-    }
-
-    fn open(path: &'a Path, magic: u32) -> Result<Option<Self>, ImageError> {
-        let file = match open(path) {
-            Err(ImageError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
-        let left = file.metadata().map_err(access(path))?.len();
-        if left > LONGEST_FILE {
-            return Err(ImageError::Long { path: path.to_owned(), bytes: left });
-        }
-        let mut image = Self { path, file: BufReader::new(file), left };
-        match (image.word()?, image.word()?) {
-            (Some(COMMON), Some(found)) if found == magic => Ok(Some(image)),
-            _ => Err(ImageError::Kind { path: path.to_owned() }),
-        }
-    }
-
-    /// The next message; `None` at the end.
-    fn next<M: Message + Default>(&mut self) -> Result<Option<M>, ImageError> {
-        let Some(length) = self.word()? else { return Ok(None) };
-        if u64::from(length) > LONGEST_MESSAGE {
-            return Err(ImageError::Long { path: self.path.to_owned(), bytes: length.into() });
-        }
-        if u64::from(length) > self.left {
-            return Err(ImageError::Torn { path: self.path.to_owned() });
-        }
-        let mut bytes = vec![0; length as usize];
-        self.fill(&mut bytes)?;
-        M::decode(&bytes[..]).map(Some).map_err(|source| ImageError::Message { path: self.path.to_owned(), source })
-    }
-
-    fn required<M: Message + Default>(&mut self) -> Result<M, ImageError> {
-        self.next()?.ok_or_else(|| ImageError::Torn { path: self.path.to_owned() })
-    }
-
-    fn word(&mut self) -> Result<Option<u32>, ImageError> {
-        let mut word = [0; 4];
-        match self.left {
-            0 => return Ok(None),
-            1..4 => return Err(ImageError::Torn { path: self.path.to_owned() }),
-            _ => self.fill(&mut word)?,
-        }
-        Ok(Some(u32::from_le_bytes(word)))
-    }
-
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), ImageError> {
-        self.file.read_exact(bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => ImageError::Torn { path: self.path.to_owned() },
-            _ => access(self.path)(source),
-        })?;
-        self.left -= bytes.len() as u64;
-        Ok(())
-    }
-}
-
-/// The regular file at `path`, to be read. Nothing else is waited for or followed.
-pub(super) fn open(path: &Path) -> Result<File, ImageError> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-    let file = File::options().read(true).custom_flags(flags).open(path).map_err(access(path))?;
-    match file.metadata().map_err(access(path))?.is_file() {
-        true => Ok(file),
-        false => Err(ImageError::Kind { path: path.to_owned() }),
-    }
-}
-
-/// Writes a file whole, in the place of what is at `path`: it is the old or the new one at each moment.
-pub(super) fn replace(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Result<(), ImageError> {
-    let new = path.with_extension("new");
-    let written = || {
-        // An older one that was left behind must not be written through: it may be a link.
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        write(&File::options().write(true).create_new(true).mode(0o600).open(&new)?)?;
-        fs::rename(&new, path)
-    };
-    written().map_err(access(path))
-}
-
-fn write_message(file: &mut impl Write, message: &impl Message) -> io::Result<()> {
-    let bytes = message.encode_to_vec();
-    file.write_all(&(bytes.len() as u32).to_le_bytes())?;
-    file.write_all(&bytes)
-}
-
 fn checked(path: &Path, range: Range<u64>) -> Result<Range<u64>, ImageError> {
     let Range { start, end } = range;
     if start < end && end <= ADDRESSES && start % PAGE == 0 && end % PAGE == 0 {
@@ -583,6 +380,5 @@ fn checked(path: &Path, range: Range<u64>) -> Result<Range<u64>, ImageError> {
     Err(ImageError::Range { path: path.to_owned(), start, end })
 }
 
-pub(super) fn access(path: &Path) -> impl Fn(io::Error) -> ImageError + '_ {
-    move |source| ImageError::Access { path: path.to_owned(), source }
-}
+#[cfg(test)]
+pub(super) mod tests;
