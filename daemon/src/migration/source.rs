@@ -293,6 +293,7 @@ impl Source<'_> {
             action_script: action_script.to_owned(),
             file_locks: true,
             watched: self.watched.clone(),
+            parent: None,
         })
     }
 
