@@ -16,8 +16,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -26,9 +24,12 @@ use crate::command::{self, CommandError};
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
 use crate::log::{self, Triage};
+use crate::memory::{ConstantParent, vpids};
 use crate::netns::OwnNetns;
+use crate::private_mounts;
 use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
+use crate::tasks::TaskError;
 
 pub use crate::runtime_state::find_runtime_root;
 
@@ -37,6 +38,13 @@ const LAST_IMAGE: &str = "inventory.img";
 
 /// runc's own part of an image set: where the container's stdio went.
 const DESCRIPTORS: &str = "descriptors.json";
+
+/// The directory of the constant parent, beside that of the images; and how CRIU finds it from there.
+const PARENT: &str = "parent";
+const PARENT_FROM_IMAGES: &str = "../parent";
+
+/// What CRIU is to see as its cache, in the work directory.
+const CACHE: &str = "criu.kdat";
 
 /// Locked in the work directory as long as runc runs.
 const LOCK: &str = "dump.lock";
@@ -76,6 +84,9 @@ pub struct Checkpoint {
     pub file_locks: bool,
     /// What the container's tasks watch, from [`crate::watches::watched`]; CRIU finds no names on an overlay without it.
     pub watched: Vec<PathBuf>,
+    /// Leave the pages of private memory in the tasks, for who reads them while the dump is held ([`crate::memory::holes`]): the images
+    /// alone are not enough for a restore then. The cgroup must be frozen; a task that starts later is dumped with its pages.
+    pub parent: Option<ConstantParent>,
 }
 
 /// How a checkpoint ended.
@@ -94,6 +105,9 @@ pub enum DumpError {
     /// The runtime does not know the container.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Its tasks cannot be looked at.
+    #[error(transparent)]
+    Tasks(#[from] TaskError),
     /// The container's `org.criu.config` annotation is empty: CRIU would read no options of ours.
     #[error(
         "container {container_id} turns CRIU's configuration file off by an empty annotation org.criu.config; create it without that annotation"
@@ -164,11 +178,23 @@ impl Checkpoint {
         };
         remains.note(&self.work_dir).map_err(prepare(&self.work_dir))?;
 
-        let output = in_private_mount_namespace(|| {
-            const NONE: Option<&str> = None;
-            mount(Some(&ours), &target, NONE, MsFlags::MS_BIND, NONE).map_err(|e| prepare(&target)(e.into()))?;
-            Ok(command::finish(self.command().stdin(lock))?)
-        })?;
+        let cache = self.work_dir.join(CACHE);
+        let cover = match &self.parent {
+            None => None,
+            Some(parent) => {
+                self.make_parent(parent, state.init_pid)?;
+                parent.write_cache(&cache).map_err(prepare(&cache))?
+            }
+        };
+
+        let output = private_mounts::within(|| {
+            private_mounts::bind(&ours, &target).map_err(prepare(&target))?;
+            if let Some(cover) = cover {
+                cover.mount().map_err(prepare(&cache))?;
+            }
+            Ok::<_, DumpError>(command::finish(self.command().stdin(lock))?)
+        });
+        let output = output.map_err(prepare(Path::new("/")))??;
         let outcome = self.outcome(&output);
         remains.clear(matches!(outcome, Ok(Outcome::Killed)));
         if let Err(DumpError::Died { .. }) = &outcome {
@@ -181,6 +207,16 @@ impl Checkpoint {
             }
         }
         outcome
+    }
+
+    fn make_parent(&self, parent: &ConstantParent, init_pid: i32) -> Result<(), DumpError> {
+        let tasks = vpids(init_pid)?;
+        let directory = self.images.with_file_name(PARENT);
+        parent.make(&directory, tasks.keys().copied()).map_err(prepare(&directory))?;
+        for pid in tasks.into_values() {
+            parent.clear_dirty(pid).map_err(prepare(Path::new(&format!("/proc/{pid}/clear_refs"))))?;
+        }
+        Ok(())
     }
 
     fn options(&self, state: &RuntimeState) -> Options {
@@ -199,6 +235,9 @@ impl Checkpoint {
         command.arg("checkpoint").arg("--image-path").arg(&self.images).arg("--work-path").arg(&self.work_dir);
         // The target's cgroups are made by its engine; CRIU shall neither record nor restore them.
         command.args(["--manage-cgroups-mode", "ignore"]);
+        if self.parent.is_some() {
+            command.args(["--parent-path", PARENT_FROM_IMAGES]);
+        }
         if self.file_locks {
             command.arg("--file-locks");
         }
@@ -320,20 +359,6 @@ fn remove_own_mount_target(path: &Path) {
     }
 }
 
-/// Runs `work` on a thread whose mount namespace is a private copy of ours; processes that it starts are in it as well.
-fn in_private_mount_namespace<T: Send>(work: impl FnOnce() -> Result<T, DumpError> + Send) -> Result<T, DumpError> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            const NONE: Option<&str> = None;
-            unshare(CloneFlags::CLONE_NEWNS).map_err(|e| prepare(Path::new("/"))(e.into()))?;
-            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
-                .map_err(|e| prepare(Path::new("/"))(e.into()))?;
-            work()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
@@ -366,6 +391,7 @@ mod tests {
             action_script: "/hook".into(),
             file_locks: true,
             watched: Vec::new(),
+            parent: None,
         };
         Case { _scratch: scratch, checkpoint }
     }
@@ -420,6 +446,22 @@ mod tests {
         assert_eq!(checkpoint.options(&state(None, true)).external_netns, Some(1));
         assert_eq!(checkpoint.options(&state(Some("/run/netns/x"), true)).external_netns, None);
         assert_eq!(checkpoint.options(&state(None, false)).external_netns, None);
+    }
+
+    #[test]
+    fn a_dump_with_a_parent_finds_it_from_the_images() {
+        let case = case(&[]);
+        let arguments = |checkpoint: &Checkpoint| -> Vec<String> {
+            checkpoint.command().get_args().map(|a| a.to_string_lossy().into_owned()).collect()
+        };
+        assert!(!arguments(&case.checkpoint).iter().any(|a| a == "--parent-path"));
+        let checkpoint = Checkpoint { parent: Some(ConstantParent::for_tests()), ..case.checkpoint.clone() };
+        let arguments = arguments(&checkpoint);
+        let at = arguments.iter().position(|a| a == "--parent-path").unwrap();
+        let found = checkpoint.images.join(&arguments[at + 1]);
+        let made = checkpoint.images.with_file_name(PARENT);
+        fs::create_dir(&made).unwrap();
+        assert_eq!(fs::canonicalize(found).unwrap(), fs::canonicalize(made).unwrap());
     }
 
     #[test]

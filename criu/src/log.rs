@@ -33,6 +33,8 @@ const NOISE: &[(&str, &str)] = &[
     ("util.c", "Can't set RLIMIT_NOFILE"),
     // A program that CRIU called has failed: who called it says more.
     ("util.c", "exited, status="),
+    // Memory that the constant parent has nothing of is dumped whole (shared memory: crate::memory).
+    ("page-xfer.c", "page-xfer: No parent image found"),
     // The service that sets cgroups hears nothing more from a CRIU that has failed.
     ("cgroup.c", "cg: cgroupd: recv req error"),
     ("cr-dump.c", "Dumping FAILED"),
@@ -119,6 +121,7 @@ mod tests {
         let text = "\
 (00.000030) Warn  (criu/kerndat.c:1): something
 (00.000040) Error (criu/util.c:1): Can't setup RLIMIT_NOFILE for self: Operation not permitted
+(00.011000) Error (criu/page-xfer.c:410): page-xfer: No parent image found, though parent directory is set: No such file or directory
 (00.012000)     77: Error (criu/sk-inet.c:200): Connected TCP socket, consider using --tcp-established option.
 (00.013000) Error (criu/cr-dump.c:2128): Dumping FAILED.
 ";

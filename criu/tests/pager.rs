@@ -5,18 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::thread;
 
 use spothop_criu::memory::pager::{Counters, Ending, Held, Memory, PagerError, serve};
-use spothop_criu::memory::{PAGE, Pages, Vpid};
+use spothop_criu::memory::{PAGE, Pages, Store, Vpid};
 
 #[path = "pager/task.rs"]
 mod task;
@@ -79,9 +77,9 @@ impl Task {
 fn store(directory: &Path, tasks: &[(Vpid, u64)]) -> BTreeMap<Vpid, Pages> {
     let mut lazy = BTreeMap::new();
     for &(vpid, pages) in tasks {
-        let file = File::create(directory.join(vpid.to_string())).unwrap();
+        let store = Store::at(directory);
         for page in (0..pages).filter(|&page| !is_hole(page)) {
-            file.write_all_at(&content(vpid, page), BASE + page * PAGE).unwrap();
+            store.put(vpid, BASE + page * PAGE, &content(vpid, page)).unwrap();
         }
         let range = (pages > 0).then_some(BASE..BASE + pages * PAGE);
         lazy.insert(vpid, range.into_iter().collect());
@@ -131,7 +129,7 @@ fn wait_for_the_end(mut criu: &UnixStream) {
 /// Restores tasks that each do `scenario`.
 fn restored(tasks: &[(Vpid, u64)], scenario: Scenario, begin: Begin) -> Counters {
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory = Memory::open(scratch.path(), store(scratch.path(), tasks)).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), tasks)).unwrap();
     let (ending, ()) = paged(memory, |mut criu, word| {
         let mut processes: Vec<_> =
             tasks.iter().map(|&(vpid, pages)| Task::start(criu, vpid, pages, scenario)).collect();
@@ -177,7 +175,7 @@ fn tasks_that_never_touch_a_thing_are_filled_all_the_same() {
     }
     let tasks = [(1, PAGES), (7, 3), (8, 0)];
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory = Memory::open(scratch.path(), store(scratch.path(), &tasks)).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &tasks)).unwrap();
     let (ending, processes) = paged(memory, |mut criu, held| {
         let processes = tasks.map(|(vpid, pages)| Task::start(criu, vpid, pages, Scenario::Touch));
         held.say().unwrap();
@@ -251,7 +249,7 @@ fn a_task_that_dies_meanwhile_is_no_trouble() {
         return;
     }
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory = Memory::open(scratch.path(), store(scratch.path(), &[(1, PAGES), (2, PAGES)])).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES), (2, PAGES)])).unwrap();
     let (ending, ()) = paged(memory, |mut criu, _| {
         let mut dies = Task::start(criu, 1, PAGES, Scenario::Touch);
         let mut lives = Task::start(criu, 2, PAGES, Scenario::Touch);
@@ -272,7 +270,7 @@ fn a_restore_that_ends_before_its_end_mark_is_given_up() {
     }
     for held in [false, true] {
         let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-        let memory = Memory::open(scratch.path(), store(scratch.path(), &[(1, PAGES)])).unwrap();
+        let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES)])).unwrap();
         let (ending, ()) = paged(memory, |criu, word| {
             let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
             if held {
@@ -291,7 +289,7 @@ fn a_task_that_nobody_expects_fails_the_restore() {
         return;
     }
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory = Memory::open(scratch.path(), store(scratch.path(), &[(1, PAGES)])).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES)])).unwrap();
     let (ending, ()) = paged(memory, |criu, _| {
         let mut task = Task::start(criu, 2, PAGES, Scenario::Touch);
         task.process.kill().unwrap();
@@ -307,7 +305,7 @@ fn images_that_do_not_fit_the_restored_mappings_fail_the_restore_while_it_is_hel
     }
     // More pages than the task has registered.
     let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
-    let memory = Memory::open(scratch.path(), store(scratch.path(), &[(1, PAGES + UNUSED + 5)])).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES + UNUSED + 5)])).unwrap();
     let (ending, ()) = paged(memory, |criu, word| {
         let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
         word.say().unwrap();
@@ -319,7 +317,7 @@ fn images_that_do_not_fit_the_restored_mappings_fail_the_restore_while_it_is_hel
     assert!(matches!(ending, Err(PagerError::NotRegistered { vpid: 1, .. })), "{ending:?}");
 
     // A page that was there before.
-    let memory = Memory::open(scratch.path(), store(scratch.path(), &[(1, PAGES)])).unwrap();
+    let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES)])).unwrap();
     let (ending, ()) = paged(memory, |criu, word| {
         let mut task = Task::start(criu, 1, PAGES, Scenario::Early);
         word.say().unwrap();
@@ -331,15 +329,16 @@ fn images_that_do_not_fit_the_restored_mappings_fail_the_restore_while_it_is_hel
 }
 
 #[test]
-fn a_store_that_lacks_a_file_and_pages_that_are_none_are_refused_before_anything() {
+fn no_store_and_pages_that_are_none_are_refused_before_anything() {
     let scratch = tempfile::tempdir().unwrap();
     let lazy = |range: std::ops::Range<u64>| BTreeMap::from([(3, Pages::from_iter([range]))]);
-    let missing = Memory::open(scratch.path(), lazy(PAGE..2 * PAGE)).unwrap_err();
-    assert!(missing.to_string().contains(scratch.path().join("3").to_str().unwrap()), "{missing}");
-    File::create(scratch.path().join("3")).unwrap();
+    let missing = Memory::open(&Store::at(scratch.path().join("none")), lazy(PAGE..2 * PAGE));
+    assert!(matches!(missing, Err(PagerError::Open(_))), "{missing:?}");
+    let store = Store::at(scratch.path());
     for wrong in [1..PAGE, PAGE..2 * PAGE + 1, PAGE..!(PAGE - 1)] {
-        let error = Memory::open(scratch.path(), lazy(wrong)).unwrap_err();
+        let error = Memory::open(&store, lazy(wrong)).unwrap_err();
         assert!(matches!(error, PagerError::Pages { vpid: 3, .. }), "{error}");
     }
-    assert!(Memory::open(scratch.path(), BTreeMap::from([(4, Pages::new())])).is_ok());
+    // Of a task without a file no page but zeros has arrived.
+    assert!(Memory::open(&store, lazy(PAGE..2 * PAGE)).is_ok());
 }

@@ -19,6 +19,7 @@ mod quantity;
 mod rank;
 mod rates;
 mod refusal;
+pub mod rounds;
 mod schedule;
 mod version;
 

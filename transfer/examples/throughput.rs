@@ -5,11 +5,14 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use spothop_transfer::certs::{self, Existing};
-use spothop_transfer::{Identity, Limits, Listener, Session, Stats, connect};
+use spothop_transfer::{Extent, ExtentSink, ExtentSource, Identity, Limits, Listener, Session, Stats, connect};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -50,6 +53,12 @@ async fn main() -> Result<(), Failure> {
         let cpu = cpu_seconds();
         let stats = stream(&mut source, &mut target, &root.join(kind)).await?;
         report(kind, "stream", &stats, cpu_seconds() - cpu);
+        // Whole chunks, and single pages: the best and the worst that the memory of a task can look like.
+        for (what, length) in [("extents", Extent::MAX_LENGTH), ("pages", 4096)] {
+            let cpu = cpu_seconds();
+            let stats = extents(&mut source, &mut target, &root.join(kind), &dir.path().join("out"), length).await?;
+            report(kind, what, &stats, cpu_seconds() - cpu);
+        }
         std::fs::remove_dir_all(&root)?;
         let (closed, last) = tokio::join!(source.close(), target.recv());
         closed?;
@@ -79,6 +88,57 @@ async fn stream(source: &mut Session, target: &mut Session, path: &Path) -> Resu
     let file = tokio::fs::File::open(path).await?;
     let (sent, received) =
         tokio::join!(source.send_stream(file, &|_| {}), target.receive_stream(tokio::io::sink(), u64::MAX, &|_| {}));
+    received?;
+    Ok(sent?)
+}
+
+/// A file in pieces of one length, from its start.
+struct Pieces {
+    file: File,
+    size: u64,
+    length: u32,
+    next: AtomicU64,
+}
+
+impl ExtentSource for Pieces {
+    fn next(&self) -> Option<Extent> {
+        let offset = self.next.fetch_add(u64::from(self.length), Ordering::Relaxed);
+        (offset < self.size).then_some(Extent { object: 1, offset, length: self.length })
+    }
+
+    fn read(&self, extent: Extent, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.file.read_at(buffer, extent.offset)
+    }
+}
+
+/// A sparse file.
+struct Store(File);
+
+impl ExtentSink for Store {
+    fn put(&self, _: u32, offset: u64, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn zero(&self, _: u32, _: u64, _: u32) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn extents(
+    source: &mut Session,
+    target: &mut Session,
+    path: &Path,
+    out: &Path,
+    length: u32,
+) -> Result<Stats, Failure> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let pieces = Arc::new(Pieces { file, size, length, next: AtomicU64::new(0) });
+    let store = Arc::new(Store(File::create(out)?));
+    let limits = Limits::bytes(size);
+    let (sent, received) =
+        tokio::join!(source.send_extents(pieces, &|_| {}), target.receive_extents(store, &limits, &|_| {}));
+    std::fs::remove_file(out)?;
     received?;
     Ok(sent?)
 }

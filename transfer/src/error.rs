@@ -168,7 +168,7 @@ pub enum Error {
     Checksum {
         /// Address of the peer.
         peer: String,
-        /// File name, `the stream`, or the part of the protocol.
+        /// File name, `the stream`, `object` and its number, or the part of the protocol.
         object: String,
         /// Where the damaged chunk begins, in bytes.
         offset: u64,
@@ -178,7 +178,7 @@ pub enum Error {
     Digest {
         /// Address of the peer.
         peer: String,
-        /// File name, or `the stream`.
+        /// File name, `the stream`, or `the set of extents`.
         object: String,
     },
     /// The peer broke a rule of the protocol.
@@ -227,6 +227,19 @@ pub enum Error {
         /// What the writer said.
         source: Arc<io::Error>,
     },
+    /// The caller's own source failed in [`Session::send_extents`](crate::Session::send_extents), or its sink in
+    /// [`Session::receive_extents`](crate::Session::receive_extents).
+    #[error("cannot {action} object {object} at byte {offset}: {source}")]
+    Extent {
+        /// `read` for a source, `write` for a sink.
+        action: &'static str,
+        /// Number of the object.
+        object: u32,
+        /// Where the piece begins in its object, in bytes.
+        offset: u64,
+        /// What the source or the sink said; `InvalidInput` for an extent that cannot be, `InvalidData` when more was read than asked for.
+        source: Arc<io::Error>,
+    },
     /// The peer gave up a transfer and said why.
     #[error("{peer} gave up the transfer: {message}")]
     Peer {
@@ -262,7 +275,7 @@ pub enum AbortCode {
     Corrupt,
     /// A limit of the receiver was exceeded.
     Limit,
-    /// A file or stream could not be read or written.
+    /// A file, a stream or an extent could not be read or written.
     Storage,
     /// The connection broke.
     Connection,
@@ -328,7 +341,7 @@ impl Error {
             Self::Checksum { .. } | Self::Digest { .. } | Self::Tls { .. } => AbortCode::Corrupt,
             Self::Truncated { .. } | Self::Disconnected { .. } => AbortCode::Connection,
             Self::Limit { .. } => AbortCode::Limit,
-            Self::File { .. } | Self::Source { .. } | Self::Sink { .. } => AbortCode::Storage,
+            Self::File { .. } | Self::Source { .. } | Self::Sink { .. } | Self::Extent { .. } => AbortCode::Storage,
             _ => AbortCode::Protocol,
         }
     }

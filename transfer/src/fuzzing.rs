@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::session::Session;
 use crate::wire::chunk::{self, Encoding, Header};
 use crate::wire::hello::{Hello, Role, Welcome};
-use crate::wire::message::Digest;
+use crate::wire::message::{Digest, PiecesDigest};
 use crate::wire::{Connection, frame};
 
 /// Reads frames until the first error.
@@ -80,7 +80,11 @@ pub struct Chunk {
 
 /// A chunk with a right checksum of its header.
 pub fn chunk(about: Chunk, stored: &[u8]) -> Vec<u8> {
-    let header = Header {
+    [&header(about, stored).encode()[..], stored].concat()
+}
+
+fn header(about: Chunk, stored: &[u8]) -> Header {
+    Header {
         encoding: match about.encoding {
             0 => Encoding::Raw,
             1 => Encoding::Zstd,
@@ -93,8 +97,7 @@ pub fn chunk(about: Chunk, stored: &[u8]) -> Vec<u8> {
         raw_length: about.raw_length,
         stored_length: about.stored_length.unwrap_or(stored.len() as u32),
         checksum: about.checksum.unwrap_or_else(|| checksum(stored)),
-    };
-    [&header.encode()[..], stored].concat()
+    }
 }
 
 /// A chunk's checksum.
@@ -108,6 +111,13 @@ pub fn digest(chunks: &[(u64, u64)]) -> String {
     for (checksum, length) in chunks {
         digest.chunk(*checksum, *length);
     }
+    digest.finish()
+}
+
+/// The digest of extents, from what their chunks say and store.
+pub fn pieces_digest<'a>(chunks: impl IntoIterator<Item = (Chunk, &'a [u8])>) -> String {
+    let mut digest = PiecesDigest::default();
+    chunks.into_iter().for_each(|(about, stored)| digest.piece(&header(about, stored)));
     digest.finish()
 }
 

@@ -46,7 +46,7 @@ pub mod tls;
 pub mod version;
 mod wire;
 
-pub use bulk::{Limits, Stats};
+pub use bulk::{Extent, ExtentSink, ExtentSource, Limits, Stats};
 pub use credentials::Credentials;
 pub use error::Error;
 pub use session::{Listener, Options, Session, connect, connect_with};

@@ -1,11 +1,24 @@
 //! The memory of a container's tasks, page by page: found, read and followed at the source while they run; kept, and given to the
 //! restored tasks when they touch it, at the target.
 
+mod compose;
+mod holes;
+mod images;
 pub mod pager;
+mod parent;
+mod store;
+mod vpids;
 
 use std::ops::Range;
 
 use rangemap::RangeSet;
+
+pub use compose::{Composed, Restore, compose};
+pub use holes::holes;
+pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
+pub use parent::{ConstantParent, Why};
+pub use store::Store;
+pub use vpids::vpids;
 
 /// Bytes of a page. CRIU's images count pages of this size on every machine that we run on.
 pub const PAGE: u64 = 4096;

@@ -110,10 +110,7 @@ impl Ending {
         };
         match self.abort(&failure).await {
             Verdict::Commit => self.give_away(None, held).await,
-            Verdict::Abort => {
-                let may_have_died = matches!(failure, Error::Dump(_) | Error::HolderDied | Error::DaemonDied);
-                self.go_on(chain(&failure), may_have_died, held).await
-            }
+            Verdict::Abort => self.go_on(chain(&failure), held).await,
         }
     }
 
@@ -142,7 +139,7 @@ impl Ending {
     /// COMMIT stands: the target runs, and what is left here is taken away. Unless the target gives the container back.
     async fn give_away(self, target: Option<Conversation>, mut held: Held) -> Outcome {
         if let Taken::GivenBack(reason) = self.tell_commit(target).await {
-            return self.go_on(reason, true, held).await;
+            return self.go_on(reason, held).await;
         }
         self.track.surely("recording that it runs", || self.track.enter(Phase::Running).boxed()).await;
         held.open();
@@ -230,18 +227,18 @@ impl Ending {
     }
 
     /// ABORT stands: undoes everything. The target notices by the session's end, and asks if it must.
-    async fn go_on(self, reason: String, may_have_died: bool, mut held: Held) -> Outcome {
+    async fn go_on(self, reason: String, mut held: Held) -> Outcome {
         held.open();
         if let Some(Ok(DumpOutcome::Killed)) = held.ended().await {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }
-        self.track.surely("undoing the migration", || self.undo_all(may_have_died).boxed()).await;
+        self.track.surely("undoing the migration", || self.undo_all().boxed()).await;
         self.track.finished(Outcome::Aborted, Some(reason));
         Outcome::Aborted
     }
 
     /// As much of it as can be undone now; the first failure is the result.
-    async fn undo_all(&self, may_have_died: bool) -> Result<(), Error> {
+    async fn undo_all(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for (id, step) in self.track.unsettled().await? {
             match self.undo(step.clone()).await {
@@ -253,7 +250,7 @@ impl Ending {
                 }
             }
             // The last one to be settled: until then whoever comes back knows that the engine was told not to start it.
-            if may_have_died && matches!(step, Step::HoldRestarts { .. }) {
+            if matches!(step, Step::HoldRestarts { .. }) && self.has_died().await? {
                 self.look_after().await?;
             }
             self.track.settled(id).await?;
@@ -262,8 +259,15 @@ impl Ending {
         self.track.enter(Phase::Cleaned).await
     }
 
-    /// A CRIU that is killed while its code is in the tasks takes them along, and so does a power cut; and the engine had been told
-    /// not to start them again.
+    /// Whether the tasks ended in our hands: those that are frozen do not end by themselves. A CRIU that is killed while its code is in
+    /// them takes them along, and so does a power cut, or an engine that starts again.
+    async fn has_died(&self) -> Result<bool, Error> {
+        let was_frozen = self.track.record().await?.phases.iter().any(|entry| entry.phase == Phase::Frozen);
+        let steps = self.track.steps().await?;
+        Ok(was_frozen && steps.iter().any(|step| matches!(step, Step::Freeze { task } if !task.is_alive())))
+    }
+
+    /// The engine had been told not to start them again.
     async fn look_after(&self) -> Result<(), Error> {
         let (engine, id, migration) = (&self.context.engine, &self.container_id, &self.track.id);
         match engine.inspect(id).await {

@@ -30,6 +30,9 @@ const STEP: Duration = Duration::from_secs(60);
 /// For pulling an image or taking one in.
 const IMAGE: Duration = Duration::from_secs(600);
 
+/// For an engine to note something down while the container is frozen; it takes 70 ms.
+const ENGINE: Duration = Duration::from_secs(5);
+
 /// How long a cgroup may take to freeze. Tasks in uninterruptible sleep (a hung NFS server) do not freeze at all.
 const FREEZE: Duration = Duration::from_secs(5);
 
@@ -249,7 +252,10 @@ impl Source<'_> {
         held.start(gate, checkpoint);
         let restarts = async {
             if !job.container.restart_policy.is_no() {
-                context.engine.hold_restarts(&job.container.id, &job.container.restart_policy).await?;
+                let held = context.engine.hold_restarts(&job.container.id, &job.container.restart_policy);
+                // An engine that restarts takes calls, and answers them half a minute later.
+                let too_long = |_| Error::TimedOut { step: "holding the restart policy", limit: ENGINE };
+                timeout(ENGINE, held).await.map_err(too_long)??;
             }
             Ok(())
         };
@@ -287,6 +293,7 @@ impl Source<'_> {
             action_script: action_script.to_owned(),
             file_locks: true,
             watched: self.watched.clone(),
+            parent: None,
         })
     }
 

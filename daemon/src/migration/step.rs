@@ -25,10 +25,11 @@ impl Task {
         Some(Self { pid, started: stat.starttime })
     }
 
-    /// Whether it is still there.
+    /// Whether it is still there. One that is dead and not reaped yet has nothing left of what was done to it.
     #[must_use]
     pub fn is_alive(self) -> bool {
-        Self::of_pid(self.pid) == Some(self)
+        let stat = Process::new(self.pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X'))
     }
 }
 
@@ -114,5 +115,18 @@ mod tests {
         assert!(!Task { started: us.started + 1, ..us }.is_alive());
         // No process has an id above the kernel's limit (2^22).
         assert_eq!(Task::of_pid(1 << 23), None);
+    }
+
+    #[test]
+    fn a_process_that_nobody_has_reaped_yet_is_not_alive() {
+        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let task = Task::of_pid(child.id().cast_signed()).unwrap();
+        assert!(task.is_alive());
+        drop(child.stdin.take());
+        // Until it has ended, without reaping it.
+        let exited = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        nix::sys::wait::waitid(nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(task.pid)), exited).unwrap();
+        assert!(!task.is_alive());
+        child.wait().unwrap();
     }
 }

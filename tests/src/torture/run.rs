@@ -68,7 +68,7 @@ pub fn run(arena: &mut Arena, seed: u64, index: u64, plan: &Plan, evidence: &Pat
     let (hung, report) = client.finish(served);
     let watch = sampler.finish();
     judge_watch(&watch, &mut violations);
-    let outcome = judge_data(arena, plan, roles, hung, &report, &mut violations);
+    let outcome = judge_data(arena, plan, roles, hung, &watch, &report, &mut violations);
     judge_word(plan, outcome, cli.as_deref(), &report, &mut violations);
     let report = report.unwrap_or_else(|_| lasting::Report::empty());
 
@@ -357,6 +357,7 @@ fn judge_data(
     plan: &Plan,
     roles: Roles,
     hung: bool,
+    watch: &Watch,
     report: &Result<lasting::Report>,
     violations: &mut Vec<String>,
 ) -> Outcome {
@@ -377,7 +378,9 @@ fn judge_data(
     }
     let Ok((now, _)) = arena.source() else { return Outcome::Lost };
     if report.run_ids.0 != report.run_ids.1 {
-        let side = if now == roles.target { Side::Target } else { Side::Source };
+        // The engine may have started it anew before it moved.
+        let at_source = now != roles.target || watch.saw_another_at(roles.source);
+        let side = if at_source { Side::Source } else { Side::Target };
         // One that cannot be asked is not known to be another.
         if report.unread.is_none() && !plan.allows_restart(side) {
             violations.push(format!("started anew at the {side} without need"));

@@ -41,6 +41,16 @@ pub struct Watch {
     pub changes: Vec<Change>,
 }
 
+impl Watch {
+    /// Whether the server ran at `host` as two processes, one after the other: it was started anew there.
+    #[must_use]
+    pub fn saw_another_at(&self, host: &str) -> bool {
+        let mut ran = self.changes.iter().filter(|change| change.host == host && !change.running.is_empty());
+        let Some(first) = ran.next() else { return false };
+        ran.any(|change| change.running.iter().all(|pid| !first.running.contains(pid)))
+    }
+}
+
 /// A thread that looks.
 #[derive(Debug)]
 pub struct Sampler {
@@ -109,5 +119,25 @@ fn look(hosts: &[Inside; 2], stop: &AtomicBool, seen: &Mutex<Watch>) {
         drop(watch);
         last = now;
         thread::sleep(INTERVAL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_was_started_anew_is_another_process() {
+        let change = |host: &str, running: &[i32]| Change {
+            at: Timestamp::UNIX_EPOCH,
+            host: host.to_owned(),
+            running: running.to_vec(),
+        };
+        let frozen = [change("a", &[7]), change("a", &[]), change("a", &[7, 8]), change("b", &[3])];
+        let watch = Watch { changes: frozen.to_vec(), ..Watch::default() };
+        assert!(!watch.saw_another_at("a") && !watch.saw_another_at("b") && !watch.saw_another_at("c"));
+        let ended = [change("a", &[7]), change("a", &[]), change("a", &[9]), change("a", &[]), change("b", &[3])];
+        let watch = Watch { changes: ended.to_vec(), ..Watch::default() };
+        assert!(watch.saw_another_at("a") && !watch.saw_another_at("b"));
     }
 }

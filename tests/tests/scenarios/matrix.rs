@@ -19,9 +19,10 @@ use spothop_tests::torture::sampler::Sampler;
 use crate::scene::Scene;
 
 /// One run for each kind of fault, each at the point where it hurts most.
-const RUNS: [(&str, Fault); 8] = [
+const RUNS: [(&str, Fault); 9] = [
     ("source:committed", Fault::Kill),
     ("source:committed:after", Fault::Kill),
+    ("source:frozen:after", Fault::KillOther { side: Side::Source, victim: Victim::Dockerd }),
     ("source:hook:verdict", Fault::KillOther { side: Side::Source, victim: Victim::Daemon }),
     ("target:create:done", Fault::Kill),
     ("target:memory:10", Fault::StreamCut),

@@ -1,5 +1,6 @@
-//! Files and streams over the data connections.
+//! Files, streams and extents over the data connections.
 
+pub(crate) mod extents;
 pub(crate) mod files;
 pub(crate) mod stream;
 mod transfer;
@@ -8,6 +9,8 @@ mod transfer;
 mod tests;
 
 use std::time::Duration;
+
+pub use extents::{Extent, ExtentSink, ExtentSource};
 
 /// Raw length of the chunks that this side sends. Large enough that header, task switch and system calls hardly count, small enough that
 /// connections share the work evenly and that all buffers of a session stay within some tens of MiB.
@@ -18,7 +21,7 @@ const ACCEPTED_CHUNKS: std::ops::RangeInclusive<u32> = 64 << 10..=4 << 20;
 /// What a transfer moved. Both sides report the same numbers but for `elapsed`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Bytes of the files or the stream.
+    /// Bytes of the files, the stream or the extents.
     pub raw_bytes: u64,
     /// Bytes put on the data connections for them: chunk headers and payloads, without TLS's own overhead.
     pub wire_bytes: u64,
@@ -36,12 +39,13 @@ impl Stats {
     }
 }
 
-/// What a receiver is ready to take. Checked against the sender's announcement before the first byte is written.
+/// What a receiver is ready to take. Of files, checked against the sender's announcement before the first byte is written; extents are
+/// not announced, so each is counted before it is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Sum of all file sizes, in bytes.
+    /// Sum of all file sizes, or of all extents' lengths, in bytes.
     pub max_bytes: u64,
-    /// Number of files.
+    /// Number of files; nothing for extents.
     pub max_files: usize,
 }
 

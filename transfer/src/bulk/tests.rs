@@ -1,5 +1,7 @@
 //! Transfers between two sessions over pipes in memory: what arrives, and what each side says when something is wrong.
 
+mod extents;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

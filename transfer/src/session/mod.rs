@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 
-use crate::bulk::{Limits, Stats, files, stream};
+use crate::bulk::{ExtentSink, ExtentSource, Limits, Stats, extents, files, stream};
 use crate::error::Error;
 use crate::link::Link;
 use crate::socket;
@@ -310,6 +310,38 @@ impl Session {
         progress: &(dyn Fn(u64) + Send + Sync),
     ) -> Result<Stats, Error> {
         stream::receive(self.begin_transfer()?, sink, max_bytes, progress).await
+    }
+
+    /// Sends the pieces that `source` gives until it has no more; returns when the receiver's sink has taken all of them, verified.
+    ///
+    /// They go over all data connections at once, in any order. Pieces of zeros cost a chunk's header. `progress` is told the raw bytes
+    /// sent since the call began. No call of `source` is under way when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Extent`], [`Error::Peer`] with the receiver's cause, [`Error::NoDataConnections`], or the session's end.
+    pub async fn send_extents(
+        &mut self,
+        source: Arc<dyn ExtentSource>,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Stats, Error> {
+        extents::send(self.begin_transfer()?, source, progress).await
+    }
+
+    /// Receives what the peer's [`Session::send_extents`] sends, into `sink`, which never gets more than `limits.max_bytes` in all.
+    ///
+    /// On an error the sink has some of the pieces: only `Ok` here means that it has all of them, each once. `progress` is told the raw
+    /// bytes handed on since the call began. No call of `sink` is under way when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Extent`], [`Error::Limit`], [`Error::Checksum`], [`Error::Digest`], [`Error::Truncated`], [`Error::Protocol`], [`Error::Peer`]
+    /// with the sender's cause, [`Error::NoDataConnections`], or the session's end.
+    pub async fn receive_extents(
+        &mut self,
+        sink: Arc<dyn ExtentSink>,
+        limits: &Limits,
+        progress: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<Stats, Error> {
+        extents::receive(self.begin_transfer()?, sink, limits, progress).await
     }
 }
 

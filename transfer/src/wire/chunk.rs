@@ -6,7 +6,7 @@
 //! | 4 | encoding: 0 raw, 1 zstd, 2 zero (nothing stored), 3 end (no more chunks of this transfer on this connection) |
 //! | 5–7 | zero |
 //! | 8–11 | number of the transfer in its session, from 1 |
-//! | 12–15 | number of the object in the transfer: the file's place in the announced list; 0 for a stream and an end |
+//! | 12–15 | number of the object in the transfer: the file's place in the announced list; an extent's own; 0 for a stream and an end |
 //! | 16–23 | offset in the object, in bytes; for an end, the number of chunks before it on this connection |
 //! | 24–27 | raw length; 0 for an end |
 //! | 28–31 | stored length; 0 for zero and end |

@@ -28,11 +28,12 @@ mod task;
 mod uffd;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, available_parallelism};
@@ -48,7 +49,9 @@ use self::shard::Shard;
 use self::source::Source;
 use self::task::Task;
 use self::uffd::Uffd;
-use super::{Pages, Vpid, bytes};
+use super::images::{self, Entry, PE_LAZY, Pagemap};
+use super::{ADDRESSES, ImageError, PAGE, Pages, Store, Vpid, bytes};
+use crate::failpoint;
 
 /// The name of CRIU's socket in its work directory (criu/uffd.c, LAZY_PAGES_SOCK_NAME).
 pub const SOCKET: &str = "lazy-pages.socket";
@@ -59,16 +62,9 @@ const MOST_THREADS: usize = 8;
 /// Why tasks cannot be filled. Tasks that run must not go on then.
 #[derive(Debug, thiserror::Error)]
 pub enum PagerError {
-    /// The store lacks a task's file, or it cannot be read.
-    #[error("cannot read {path}, the pages of task {vpid}: {source}")]
-    Open {
-        /// The task.
-        vpid: Vpid,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// The store cannot be read.
+    #[error("cannot read the page store: {0}")]
+    Open(#[source] io::Error),
     /// A list of lazy pages is not one.
     #[error("the lazy pages {range:x?} of task {vpid} are no pages of a process; the images are damaged")]
     Pages {
@@ -197,23 +193,47 @@ pub enum Ending {
 pub struct Memory(BTreeMap<Vpid, (Arc<Source>, Pages)>);
 
 impl Memory {
-    /// The tasks of `lazy`, with the pages that CRIU leaves to us, from the files `<store>/<vpid>` ([`super`]). Every task that CRIU
-    /// restores must be named, also one without such pages; only then it needs no file.
+    /// The tasks of `lazy` with the pages that CRIU leaves to us, out of `store`. Every task that CRIU restores must be named, also one
+    /// without such pages.
     ///
     /// # Errors
     /// [`PagerError::Open`], or [`PagerError::Pages`] for what is no page.
-    pub fn open(store: &Path, lazy: BTreeMap<Vpid, Pages>) -> Result<Self, PagerError> {
+    pub fn open(store: &Store, lazy: BTreeMap<Vpid, Pages>) -> Result<Self, PagerError> {
+        // Without any there were no pages but zeros.
+        fs::metadata(store.directory()).map_err(PagerError::Open)?;
         let open = |(vpid, pages): (Vpid, Pages)| {
-            if let Some(range) = pages.iter().find(|range| !source::is_possible(range)) {
+            let is_page = |address: &u64| address.is_multiple_of(PAGE) && *address <= ADDRESSES;
+            if let Some(range) = pages.iter().find(|range| ![range.start, range.end].iter().all(is_page)) {
                 return Err(PagerError::Pages { vpid, range: range.clone() });
             }
-            let path = if pages.is_empty() { PathBuf::from("/dev/null") } else { store.join(vpid.to_string()) };
-            let opened = Source::open(&path).and_then(|file| Ok((file.filled(&pages)?, file)));
-            let (filled, file) = opened.map_err(|source| PagerError::Open { vpid, path, source })?;
-            Ok((vpid, (Arc::new(file), filled)))
+            let source = Source::open(store, vpid).map_err(PagerError::Open)?;
+            let filled = source.filled(&pages).map_err(PagerError::Open)?;
+            Ok((vpid, (Arc::new(source), filled)))
         };
         lazy.into_iter().map(open).collect::<Result<_, _>>().map(Self)
     }
+}
+
+/// The pages that CRIU leaves to a pager at the restore of `images`: those of [`super::Composed::lazy`], as they were written.
+///
+/// # Errors
+/// The images are not as [`super::compose`] leaves them.
+pub fn lazy(images: &Path) -> Result<BTreeMap<Vpid, Pages>, ImageError> {
+    let mut lazy = BTreeMap::new();
+    for vpid in images::tasks_with_pages(images)? {
+        let Some(pagemap) = Pagemap::read_any(images, vpid)? else { continue };
+        let mut pages = Pages::new();
+        for Entry { range, flags } in pagemap.entries.into_iter().filter(|entry| entry.flags & PE_LAZY != 0) {
+            // What is in the images as well, CRIU would leave to us, and we have it not.
+            if flags != PE_LAZY {
+                let path = images::pagemap_path(images, vpid);
+                return Err(ImageError::Flags { path, address: range.start, flags });
+            }
+            pages.insert(range);
+        }
+        lazy.insert(vpid, pages);
+    }
+    Ok(lazy)
 }
 
 /// The word that all mappings are registered and the tasks are stopped: CRIU's post-restore hook was called.
@@ -241,7 +261,7 @@ impl Held {
 /// Serves the tasks that CRIU announces on `criu`, until all of them have what `memory` has for them.
 ///
 /// # Errors
-/// Any. Tasks that lack pages go on waiting for them for as long as somebody else has their userfaultfds open.
+/// Any. The userfaultfds of tasks that lack pages stay open for as long as this process lives, and theirs is to be ended before it ends.
 pub fn serve(criu: &UnixStream, held: PipeReader, memory: Memory) -> Result<Ending, PagerError> {
     protocol::prepare(criu).map_err(PagerError::Connection)?;
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
@@ -353,7 +373,11 @@ impl Desk<'_, '_> {
                 match protocol::next(self.criu, || self.progress.reach(Stage::Running))? {
                     Message::Task(vpid, uffd) => self.take(vpid, uffd)?,
                     Message::Zombie => {}
-                    Message::Finished => return Ok(Heard::Finished),
+                    Message::Finished => {
+                        let injected = failpoint::reach("target:pager:running");
+                        injected.map_err(|injected| PagerError::System(io::Error::other(injected)))?;
+                        return Ok(Heard::Finished);
+                    }
                     Message::Closed => return Ok(Heard::Closed),
                 }
             }

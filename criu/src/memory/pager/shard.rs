@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::PipeReader;
+use std::mem::take;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
@@ -48,7 +49,9 @@ impl<'p, 'c> Shard<'p, 'c> {
             let may_fill = self.progress.stage() >= Stage::Held;
             if may_fill {
                 // Their userfaultfds are closed with them, and what is not there is zeros from now on without us.
-                self.tasks.retain(|task| !task.is_whole());
+                let (whole, lacking): (VecDeque<_>, _) = take(&mut self.tasks).into_iter().partition(Task::is_whole);
+                whole.into_iter().for_each(Task::close);
+                self.tasks = lacking;
             }
             if !more && self.tasks.is_empty() {
                 return Ok(self.counters);
@@ -97,9 +100,7 @@ impl<'p, 'c> Shard<'p, 'c> {
             let mut born = Vec::new();
             let attempt = task.attend(self.progress, &mut self.buffer, &mut self.counters, &mut born)?;
             worst = worst.max(attempt.into());
-            if attempt != Attempt::Ended {
-                self.tasks.push_back(task);
-            }
+            self.put_back(task, attempt);
             self.tasks.extend(born);
         }
         Ok(worst)
@@ -111,10 +112,15 @@ impl<'p, 'c> Shard<'p, 'c> {
         let next = self.tasks.iter().position(lacks(false)).or_else(|| self.tasks.iter().position(lacks(true)));
         let Some(mut task) = next.and_then(|at| self.tasks.remove(at)) else { return Ok(Hindrance::Idle) };
         let attempt = task.advance(self.progress, &mut self.buffer, &mut self.counters)?;
-        if attempt != Attempt::Ended {
-            self.tasks.push_back(task);
-        }
+        self.put_back(task, attempt);
         Ok(attempt.into())
+    }
+
+    fn put_back(&mut self, task: Task, attempt: Attempt) {
+        match attempt {
+            Attempt::Ended => task.close(),
+            _ => self.tasks.push_back(task),
+        }
     }
 }
 

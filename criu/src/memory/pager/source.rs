@@ -2,82 +2,62 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
+use crate::memory::store::next_data;
+use crate::memory::{Pages, Store, Vpid};
 
-use crate::memory::{PAGE, Pages};
-
-/// One task's memory: a sparse file in which a page is at its address, and a hole is pages of zeros.
+/// One task's memory, see [`Store`]; none if no page of it has arrived.
 #[derive(Debug)]
-pub(super) struct Source(File);
+pub(super) struct Source(Option<File>);
 
 impl Source {
-    pub(super) fn open(path: &Path) -> io::Result<Self> {
-        File::open(path).map(Self)
+    pub(super) fn open(store: &Store, vpid: Vpid) -> io::Result<Self> {
+        store.file(vpid).map(Self)
     }
 
     /// Those of `pages` that are in the file; the others are holes.
     pub(super) fn filled(&self, pages: &Pages) -> io::Result<Pages> {
         let mut filled = Pages::new();
+        let Some(file) = &self.0 else { return Ok(filled) };
         for range in pages.iter() {
-            let mut at = range.start;
-            while at < range.end
-                && let Some(data) = self.seek(at, Whence::SeekData)?
-                && data < range.end
-            {
-                // A file ends with a hole.
-                let hole = self.seek(data, Whence::SeekHole)?.unwrap_or(range.end).min(range.end);
-                filled.insert(data..hole);
-                at = hole;
+            let mut rest = range.clone();
+            while let Some(data) = next_data(file, rest.clone())? {
+                rest.start = data.end;
+                filled.insert(data);
             }
         }
         Ok(filled)
     }
 
-    /// The bytes of one piece, in `buffer`.
+    /// The bytes of one piece of what is filled, in `buffer`.
     pub(super) fn read<'b>(&self, at: u64, length: u64, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
-        let bytes = &mut buffer[..usize::try_from(length).map_err(io::Error::other)?];
-        self.0.read_exact_at(bytes, at)?;
+        let missing = || io::Error::from(io::ErrorKind::UnexpectedEof);
+        let file = self.0.as_ref().ok_or_else(missing)?;
+        let bytes = buffer.get_mut(..length as usize).ok_or_else(missing)?;
+        file.read_exact_at(bytes, at)?;
         Ok(bytes)
     }
-
-    fn seek(&self, from: u64, to: Whence) -> io::Result<Option<u64>> {
-        match lseek(&self.0, from.cast_signed(), to) {
-            Ok(found) => Ok(Some(found.cast_unsigned())),
-            Err(Errno::ENXIO) => Ok(None),
-            Err(errno) => Err(errno.into()),
-        }
-    }
-}
-
-/// Whether these are whole pages within the addresses that a process can have.
-pub(super) fn is_possible(range: &Range<u64>) -> bool {
-    /// No process's addresses reach this (five levels of page tables; Linux, Documentation/arch/x86/x86_64/mm.rst).
-    const ADDRESSES: u64 = 1 << 56;
-    [range.start, range.end].iter().all(|address| address.is_multiple_of(PAGE)) && range.end <= ADDRESSES
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::PAGE;
 
     #[test]
     fn holes_are_left_out_and_pages_are_read_at_their_address() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("7");
-        let file = File::create(&path).unwrap();
-        let far = 0x7fff_ffff_0000 / 64;
-        file.write_all_at(&[7; PAGE as usize], 64 * PAGE).unwrap();
-        file.write_all_at(&[8; PAGE as usize], far).unwrap();
-        let source = Source::open(&path).unwrap();
-        let pages: Pages = [0..100 * PAGE, far..far + 64 * PAGE, far * 2..far * 2 + PAGE].into_iter().collect();
+        let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = Store::at(scratch.path());
+        let far = 0x7fff_ff00_0000;
+        store.put(7, 64 * PAGE, &[7; PAGE as usize]).unwrap();
+        store.put(7, far, &[8; PAGE as usize]).unwrap();
+        let source = Source::open(&store, 7).unwrap();
+        let pages: Pages = [0..100 * PAGE, far..far + 64 * PAGE].into_iter().collect();
         let filled: Vec<_> = source.filled(&pages).unwrap().into_iter().collect();
         assert_eq!(filled, [64 * PAGE..65 * PAGE, far..far + PAGE]);
         assert_eq!(source.read(far, PAGE, &mut [0; 2 * PAGE as usize]).unwrap(), [8; PAGE as usize]);
         assert!(source.read(far, 2 * PAGE, &mut [0; 2 * PAGE as usize]).is_err());
+        assert!(Source::open(&store, 8).unwrap().filled(&pages).unwrap().is_empty());
     }
 }

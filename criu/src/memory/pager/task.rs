@@ -61,6 +61,11 @@ impl Task {
         Self { vpid, uffd, source, remaining: Remaining::new(pages), faults: Vec::new(), cursor: 0, forked: false }
     }
 
+    /// It needs us no more.
+    pub(super) fn close(self) {
+        self.uffd.close();
+    }
+
     /// Lacks nothing.
     pub(super) fn is_filled(&self) -> bool {
         self.remaining.is_empty()

@@ -4,6 +4,7 @@
 //! mode MISSING. Structures and numbers: linux/userfaultfd.h; what the calls return: ioctl_userfaultfd(2) and fs/userfaultfd.c.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -20,8 +21,10 @@ use crate::memory::PAGE;
 const MESSAGES: usize = 32;
 
 /// One process's userfaultfd, or that of its child after a fork.
+///
+/// It stays open until [`Uffd::close`]: what fails or panics with it in its hands must not make missing pages zeros.
 #[derive(Debug)]
-pub(super) struct Uffd(OwnedFd);
+pub(super) struct Uffd(ManuallyDrop<OwnedFd>);
 
 /// What happened in the process. Whoever caused one of the last four waits until it is read.
 #[derive(Debug)]
@@ -71,7 +74,7 @@ impl Refusal {
 
 impl From<OwnedFd> for Uffd {
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self(ManuallyDrop::new(fd))
     }
 }
 
@@ -82,6 +85,11 @@ impl AsFd for Uffd {
 }
 
 impl Uffd {
+    /// Ends it: what the process lacks are pages of zeros from now on.
+    pub(super) fn close(self) {
+        ManuallyDrop::into_inner(self.0);
+    }
+
     /// Everything that there is to read now, in the kernel's order (faults first, then the other events as they happened).
     pub(super) fn events(&self) -> io::Result<Vec<Event>> {
         let mut events = Vec::new();
@@ -159,7 +167,7 @@ fn event(message: &uffd_msg) -> io::Result<Event> {
     unsafe {
         match u32::from(message.event) {
             UFFD_EVENT_PAGEFAULT => Ok(Event::Fault(arg.pagefault.address & !(PAGE - 1))),
-            UFFD_EVENT_FORK => Ok(Event::Fork(Uffd(OwnedFd::from_raw_fd(arg.fork.ufd.cast_signed())))),
+            UFFD_EVENT_FORK => Ok(Event::Fork(Uffd::from(OwnedFd::from_raw_fd(arg.fork.ufd.cast_signed())))),
             UFFD_EVENT_REMAP => {
                 let remap = arg.remap;
                 Ok(Event::Remap { from: remap.from, to: remap.to, length: remap.len })
