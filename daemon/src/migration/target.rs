@@ -254,6 +254,7 @@ impl Target {
                 Mode::Host | Mode::None => Network::Given,
             },
             runtime: self.context.config.criu.runc.clone(),
+            lazy: None,
         }
     }
 
