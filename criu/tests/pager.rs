@@ -16,6 +16,8 @@ use std::thread;
 use spothop_criu::memory::pager::{Counters, Ending, Held, Memory, PagerError, serve};
 use spothop_criu::memory::{PAGE, Pages, Store, Vpid};
 
+#[path = "pager/process.rs"]
+mod process;
 #[path = "pager/task.rs"]
 mod task;
 
@@ -40,14 +42,26 @@ struct Task {
 
 impl Task {
     fn start(criu: &UnixStream, vpid: Vpid, pages: u64, scenario: Scenario) -> Self {
+        Self::start_as(Command::new(env::current_exe().unwrap()), criu, vpid, pages, scenario)
+    }
+
+    /// Init of a pid namespace of its own, which dies with it.
+    fn start_init(criu: &UnixStream, pages: u64, scenario: Scenario) -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--pid", "--fork"]).arg(env::current_exe().unwrap());
+        Self::start_as(unshare, criu, 1, pages, scenario)
+    }
+
+    fn start_as(mut command: Command, criu: &UnixStream, vpid: Vpid, pages: u64, scenario: Scenario) -> Self {
         let (control, theirs) = UnixStream::pair().unwrap();
-        let process = Command::new(env::current_exe().unwrap())
+        command
             .args(["a_task", "--exact", "--nocapture", "--test-threads=1"])
             .env(ENVIRONMENT, format!("{vpid} {pages} {scenario:?}"))
             .stdin(OwnedFd::from(criu.try_clone().unwrap()))
-            .stdout(OwnedFd::from(theirs))
-            .spawn()
-            .unwrap();
+            .stdout(OwnedFd::from(theirs));
+        let process = command.spawn().unwrap();
+        // It keeps what the child was to have.
+        drop(command);
         let mut task = Self { process, control: BufReader::new(control) };
         task.wait_for("announced");
         task

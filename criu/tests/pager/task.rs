@@ -24,6 +24,9 @@ pub(crate) const ENVIRONMENT: &str = "SPOTHOP_TEST_TASK";
 /// Where its memory begins. Nothing else is there in a process.
 pub(crate) const BASE: u64 = 0x2000_0000_0000;
 
+/// What a task says that has seen what it should not, a line.
+pub(crate) const WRONG: &str = "wrong\n";
+
 /// LAZY_PAGES_RESTORE_FINISHED of CRIU.
 pub(crate) const END_MARK: u32 = 0x5253_5446;
 
@@ -178,6 +181,7 @@ impl Memory {
 
     fn assert(&self, at: u64, page: Option<u64>) {
         if let Err(wrong) = self.read(at, page) {
+            complain();
             panic!("{wrong}");
         }
     }
@@ -193,6 +197,12 @@ impl Memory {
             self.assert(BASE + page * PAGE, Some(page));
         }
     }
+}
+
+/// Says [`WRONG`] to the test, whatever becomes of us.
+fn complain() {
+    // SAFETY: the bytes live throughout.
+    unsafe { libc::write(1, WRONG.as_ptr().cast(), WRONG.len()) };
 }
 
 /// The numbers below `count` in an order that jumps about.
@@ -249,6 +259,9 @@ fn fork(memory: &Memory, midway: impl FnOnce()) {
         match unsafe { libc::fork() } {
             0 => {
                 let good = shuffled(memory.pages).all(|page| memory.read(BASE + page * PAGE, Some(page)).is_ok());
+                if !good {
+                    complain();
+                }
                 // SAFETY: ends the process.
                 unsafe { libc::_exit(if good { 0 } else { 1 }) }
             }
