@@ -97,7 +97,7 @@ impl Directory {
         self.path.join("images")
     }
 
-    /// `work/`: CRIU's `restore.log` and statistics; made by the wrapper.
+    /// `work/`: CRIU's `restore.log` and statistics, and where it finds the pager of a lazy restore; made by the wrapper.
     pub fn work(&self) -> PathBuf {
         self.path.join("work")
     }
