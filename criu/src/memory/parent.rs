@@ -87,6 +87,12 @@ pub enum Why {
     /// Whatever the cache says, CRIU does not believe in soft-dirty bits.
     #[error("this CRIU keeps what it knows of the kernel in a way that we do not know")]
     NotTaken,
+    /// CRIU clears the bits of each task that it has dumped, and crashes where the kernel refuses that.
+    #[error("the kernel does not let soft-dirty bits be cleared: {source}")]
+    Kernel {
+        /// What the system said.
+        source: io::Error,
+    },
     /// A file or a mount of ours could not be made.
     #[error("cannot prepare {path} to try a dump without pages: {source}")]
     Prepare {
@@ -107,6 +113,7 @@ impl ConstantParent {
         if sees_dirty_pages(criu)? {
             return Ok(Self { cache: None });
         }
+        clear_dirty_bits("self").map_err(|source| Why::Kernel { source })?;
         let (bytes, original) = read_cache(Path::new(CACHE))?;
         let file = scratch.join("criu.kdat");
         let found = offsets(&bytes).find_map(|offset| {
@@ -166,10 +173,7 @@ impl ConstantParent {
         if self.cache.is_some() {
             return Ok(());
         }
-        // 4 clears the soft-dirty bits (proc(5)).
-        let cleared =
-            File::options().write(true).open(format!("/proc/{pid}/clear_refs")).and_then(|mut f| f.write_all(b"4"));
-        match cleared {
+        match clear_dirty_bits(&pid.to_string()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
                 Ok(())
             }
@@ -208,6 +212,12 @@ impl Stamp {
     fn of(metadata: &fs::Metadata) -> Self {
         Self { inode: metadata.ino(), length: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
     }
+}
+
+/// Clears the soft-dirty bits of a process, by its name in /proc; without effect where there are none.
+fn clear_dirty_bits(process: &str) -> io::Result<()> {
+    // 4 is for these bits (proc(5)).
+    File::options().write(true).open(format!("/proc/{process}/clear_refs"))?.write_all(b"4")
 }
 
 /// What CRIU says of this kernel. Writes its cache if there is none.

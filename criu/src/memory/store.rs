@@ -165,7 +165,7 @@ struct NoPages {
 
 fn check(vpid: Vpid, address: u64, length: u64) -> io::Result<()> {
     let inside = address.checked_add(length).is_some_and(|end| end <= ADDRESSES);
-    if vpid > 0 && inside && address % PAGE == 0 && length % PAGE == 0 {
+    if vpid > 0 && inside && address.is_multiple_of(PAGE) && length.is_multiple_of(PAGE) {
         return Ok(());
     }
     Err(io::Error::new(io::ErrorKind::InvalidInput, NoPages { vpid, address, length }))

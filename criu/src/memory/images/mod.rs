@@ -374,7 +374,7 @@ pub(super) fn read_stack_pointer(directory: &Path, vpid: Vpid) -> Result<u64, Im
 
 fn checked(path: &Path, range: Range<u64>) -> Result<Range<u64>, ImageError> {
     let Range { start, end } = range;
-    if start < end && end <= ADDRESSES && start % PAGE == 0 && end % PAGE == 0 {
+    if start < end && end <= ADDRESSES && start.is_multiple_of(PAGE) && end.is_multiple_of(PAGE) {
         return Ok(range);
     }
     Err(ImageError::Range { path: path.to_owned(), start, end })

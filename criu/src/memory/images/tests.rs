@@ -206,7 +206,7 @@ proptest! {
         }
         fs::write(scratch.path().join(name), bytes).unwrap();
         let in_order = |ranges: Vec<Range<u64>>| {
-            let right = |range: &Range<u64>| range.start < range.end && range.end <= ADDRESSES && range.start % PAGE == 0;
+            let right = |range: &Range<u64>| range.start < range.end && range.end <= ADDRESSES && range.start.is_multiple_of(PAGE);
             ranges.iter().all(right) && ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
         };
         match name {
