@@ -63,7 +63,9 @@ pub enum MemoryError {
 
 impl MemoryError {
     fn of(pid: i32, path: PathBuf, source: io::Error) -> Self {
-        let gone = source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH);
+        // The end comes early in what belongs to a memory that is gone.
+        let kinds = [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+        let gone = kinds.contains(&source.kind()) || source.raw_os_error() == Some(libc::ESRCH);
         if gone { Self::Gone { pid } } else { Self::Read { path, source } }
     }
 }
