@@ -1,4 +1,5 @@
-//! A process that does to its memory what a test asks for: this test binary, started once more for the one "test" below.
+//! A process that does to its memory what a test asks for: this test binary, started once more for the one "test" below, and forked
+//! there: what the harness runs a test on is not the main thread.
 #![expect(unsafe_code, reason = "mapping, forking and blocking are what is tested")]
 
 use std::ffi::c_int;
@@ -12,38 +13,42 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs, io, ptr, thread};
 
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
 use crate::memory::PAGE;
 
-/// Set for the child.
+/// Set for the child: `fork`, or `stay` in the thread of the harness.
 const MARK: &str = "SPOTHOP_TEST_CHILD";
 /// Begins the lines that are not the test harness's.
 const ANSWER: char = '#';
 
 /// The child, from the test's side. It ends with this.
 pub(super) struct Child {
-    process: std::process::Child,
+    harness: std::process::Child,
+    pid: i32,
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
 }
 
 impl Child {
     pub(super) fn start() -> Self {
-        // One thread: the "test" then runs on the main thread.
-        let mut process = Command::new(env::current_exe().unwrap())
-            .args(["memory::tracking::child::serve", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
-            .env(MARK, "1")
+        let mut harness = Command::new(env::current_exe().unwrap())
+            .args(["memory::tracking::child::serve", "--exact", "--ignored", "--nocapture"])
+            .env(MARK, "fork")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (stdin, stdout) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
-        let mut child = Self { process, stdin, stdout };
-        assert_eq!(child.answer(), "ready");
+        let (stdin, stdout) = (harness.stdin.take().unwrap(), BufReader::new(harness.stdout.take().unwrap()));
+        let mut child = Self { harness, pid: 0, stdin, stdout };
+        child.pid = child.answer().parse().unwrap();
         child
     }
 
     pub(super) fn pid(&self) -> i32 {
-        self.process.id().cast_signed()
+        self.pid
     }
 
     /// Has a command done and returns the answer.
@@ -100,8 +105,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        // The harness ends with it.
+        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+        let _ = self.harness.wait();
     }
 }
 
@@ -114,12 +120,19 @@ fn asleep_in(pid: i32, number: libc::c_long) -> bool {
 #[test]
 #[ignore = "the child of other tests, which start it"]
 fn serve() {
-    if env::var_os(MARK).is_none() {
-        return;
+    let Ok(how) = env::var(MARK) else { return };
+    if how == "fork" {
+        // SAFETY: glibc makes its allocator usable in the child, and nothing else of the harness is used there.
+        let child = unsafe { libc::fork() };
+        if child != 0 {
+            // It is reaped, so that nobody takes it for alive.
+            let _ = waitpid(Pid::from_raw(child), None);
+            std::process::exit(0);
+        }
     }
     // SAFETY: the process dies with the thread that started it; the call takes numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-    say("ready");
+    say(&std::process::id().to_string());
     while let Some(line) = read_line() {
         let mut words = line.split(' ');
         let name = words.next().unwrap();
@@ -185,7 +198,7 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
             "ok".into()
         }
         "exec" => {
-            let error = Command::new(env::current_exe().unwrap()).args(env::args().skip(1)).exec();
+            let error = Command::new(env::current_exe().unwrap()).args(env::args().skip(1)).env(MARK, "stay").exec();
             error.to_string()
         }
         "filter" => filter(),

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
 use super::child::Child;
 use super::*;
+use crate::cgroup::Freezer;
 use crate::memory::{PAGE, bytes, reader};
 
 const PAGES: u64 = 64;
@@ -192,7 +194,7 @@ fn a_program_executed_meanwhile_is_followed() {
         let mut child = Child::start();
         let mut tracker = Tracker::attach(child.pid(), method).unwrap();
         round(&mut tracker, child.pid());
-        assert_eq!(child.ask("exec"), "ready");
+        assert_eq!(child.ask("exec"), child.pid().to_string());
         let address = child.map(PAGES, 1);
         assert_eq!(numbers(&round(&mut tracker, child.pid()), address), (0..PAGES).collect(), "{method}");
         child.write(address + 4 * PAGE, 2);
@@ -227,8 +229,8 @@ fn sleeping_system_calls_do_not_notice() {
     }
     let calls = [
         ("read", libc::SYS_read, "5 hell".to_owned()),
-        ("nanosleep", libc::SYS_nanosleep, "0 ".to_owned()),
-        ("poll", libc::SYS_poll, "0 ".to_owned()),
+        ("nanosleep", libc::SYS_nanosleep, "0".to_owned()),
+        ("poll", libc::SYS_poll, "0".to_owned()),
         ("futex", libc::SYS_futex, format!("error {} signals 0", libc::ETIMEDOUT)),
         ("suspend", libc::SYS_rt_sigsuspend, format!("error {} signals 2", libc::EINTR)),
     ];
@@ -396,6 +398,75 @@ fn a_process_that_ended_is_an_error() {
         round(&mut tracker, pid);
         drop(child);
         assert!(matches!(tracker.changed(), Err(TrackError::Gone { .. })), "{method}");
+    }
+}
+
+#[test]
+fn a_frozen_process_can_still_be_looked_at() {
+    for method in methods() {
+        for mount in cgroups() {
+            let mut child = Child::start();
+            let address = child.map(PAGES, 1);
+            let group = Group::with(&mount, child.pid());
+            let freezer = Freezer::of_pid(child.pid()).unwrap();
+            assert_eq!(freezer.directory(), group.0);
+            let mut tracker = Tracker::attach(child.pid(), method).unwrap();
+            round(&mut tracker, child.pid());
+            child.write(address + 6 * PAGE, 2);
+            // New areas are registered in a frozen process as well.
+            let new = child.map(PAGES, 1);
+            freezer.freeze(Duration::from_secs(10)).unwrap();
+            let changed = round(&mut tracker, child.pid());
+            assert_eq!(numbers(&changed, address), BTreeSet::from([6]), "{method}");
+            assert_eq!(numbers(&changed, new), (0..PAGES).collect(), "{method}");
+            assert!(round(&mut tracker, child.pid()).is_empty(), "{method}");
+            // Nobody can be injected into now; it is not harmed either.
+            assert!(method != Method::WriteProtect || Tracker::attach(child.pid(), method).is_err());
+            freezer.thaw().unwrap();
+            child.write(address + 7 * PAGE, 2);
+            assert!(numbers(&round(&mut tracker, child.pid()), address).contains(&7), "{method}");
+            drop(child);
+        }
+    }
+}
+
+/// Where freezers are mounted that we may use: of cgroup v1, v2, or both.
+fn cgroups() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let freezes =
+        |line: &&str| line.contains(" - cgroup2 ") || line.contains(" - cgroup ") && line.ends_with(",freezer");
+    let paths = mounts.lines().filter(freezes).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let writable = paths.filter(|path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok());
+    writable.collect()
+}
+
+/// A cgroup for one process, which is gone before it.
+struct Group(PathBuf);
+
+impl Group {
+    fn with(mount: &Path, pid: i32) -> Self {
+        let directory = mount.join(format!("spothop-test-{pid}"));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("cgroup.procs"), pid.to_string()).unwrap();
+        Self(directory)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for file in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            if self.0.join(file.0).exists() {
+                let _ = fs::write(self.0.join(file.0), file.1);
+            }
+        }
+        // A process that ends leaves its cgroup a moment after it was reaped.
+        while fs::remove_dir(&self.0).is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY)) {
+            let left = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            left.lines().for_each(|pid| {
+                let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
+            });
+            std::thread::yield_now();
+        }
     }
 }
 

@@ -34,14 +34,21 @@ impl Userfault {
     /// has ended or runs another program.
     pub(super) fn register(&self, area: &Range<u64>) -> Result<(), Errno> {
         let mode = UFFDIO_REGISTER_MODE_WP.into();
-        self.ioctl(UFFDIO_REGISTER, &mut uffdio_register { range: of(area), mode, ioctls: 0 })?;
-        // Kernels before 6.13 leave the marks of protection on pages that mremap(2) has moved out of a registered area, but not the
-        // protection (`clear_uffd_wp_pmd`, mm/mremap.c); they would count as protected now.
-        let cleaned = self.ioctl(UFFDIO_WRITEPROTECT, &mut uffdio_writeprotect { range: of(area), mode: 0 });
-        if cleaned.is_err() {
-            let _ = self.ioctl(UFFDIO_UNREGISTER, &mut of(area));
+        let registered = self.ioctl(UFFDIO_REGISTER, &mut uffdio_register { range: of(area), mode, ioctls: 0 });
+        match registered {
+            Ok(()) => self.unprotect(area).inspect_err(|_| {
+                let _ = self.ioctl(UFFDIO_UNREGISTER, &mut of(area));
+            }),
+            // So says a memory that is gone, too; asked for something else it says ESRCH.
+            Err(Errno::ENOMEM) => self.unprotect(area).and(Err(Errno::ENOMEM)),
+            Err(errno) => Err(errno),
         }
-        cleaned
+    }
+
+    /// Kernels before 6.13 leave the marks of protection on pages that mremap(2) has moved out of a registered area, but not the
+    /// protection (`clear_uffd_wp_pmd`, mm/mremap.c). Registered again they would count as protected.
+    fn unprotect(&self, area: &Range<u64>) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut uffdio_writeprotect { range: of(area), mode: 0 })
     }
 
     #[expect(unsafe_code, reason = "nix has no userfaultfd")]
