@@ -36,6 +36,7 @@ pub mod memory;
 pub mod netns;
 pub mod obstacles;
 pub mod oci;
+mod pidfd;
 mod private_mounts;
 pub mod repair;
 pub mod runtime_state;

@@ -4,7 +4,6 @@
 //! lock the network. CRIU undoes both when it resumes the tasks; if it was killed, its sockets stay mute for ever. The
 //! tasks themselves are whole: their registers and memory were put back before the action script was called.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
@@ -13,6 +12,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use crate::command;
 use crate::netns::{self, NetnsError};
+use crate::pidfd;
 use crate::tasks::{self, TaskError};
 
 /// How CRIU names its tables in the family `inet` (criu/netfilter.c, `nftables_get_table`).
@@ -78,10 +78,10 @@ fn release_task(pid: i32) -> Result<usize, Errno> {
     if sockets.is_empty() {
         return Ok(0);
     }
-    let process = pidfd_open(pid)?;
+    let process = pidfd::open(pid)?;
     let mut released = 0;
     for number in sockets {
-        let socket = match pidfd_getfd(&process, number) {
+        let socket = match pidfd::descriptor(&process, number) {
             // Closed meanwhile.
             Err(Errno::EBADF) => continue,
             other => other?,
@@ -121,27 +121,6 @@ fn crius_tables(listing: &str) -> Vec<String> {
     names.filter(|name| name.starts_with(CRIU_TABLE)).map(str::to_owned).collect()
 }
 
-#[expect(unsafe_code, reason = "neither std nor nix has pidfd_open")]
-fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: pidfd_open takes two numbers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    owned(fd)
-}
-
-#[expect(unsafe_code, reason = "neither std nor nix has pidfd_getfd")]
-fn pidfd_getfd(process: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: pidfd_getfd takes three numbers and touches no memory of ours; `process` is open for the call.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    owned(fd)
-}
-
-#[expect(unsafe_code, reason = "a descriptor from a raw system call has no owner yet")]
-fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
-    let fd = Errno::result(i32::try_from(returned).unwrap_or(-1))?;
-    // SAFETY: both callers return a descriptor that the kernel has just opened for us alone.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,17 +129,6 @@ mod tests {
     fn only_crius_tables_are_taken() {
         let listing = "table ip nat\ntable inet CRIU-4f1c-22\ntable inet spothop\ntable netdev CRIU-x\n";
         assert_eq!(crius_tables(listing), ["CRIU-4f1c-22"]);
-    }
-
-    #[test]
-    fn a_descriptor_is_taken_from_another_holder() {
-        let file = tempfile::tempfile().unwrap();
-        let own = std::process::id().cast_signed();
-        // A sandbox may forbid these calls.
-        let Ok(process) = pidfd_open(own) else { return };
-        let Ok(copy) = pidfd_getfd(&process, file.as_raw_fd()) else { return };
-        assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
-        assert_eq!(pidfd_getfd(&process, 1 << 20).unwrap_err(), Errno::EBADF);
     }
 
     #[test]
