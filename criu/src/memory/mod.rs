@@ -24,7 +24,7 @@ pub use holes::holes;
 pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
 pub use parent::{ConstantParent, Why};
 pub use process::{Process, processes};
-pub use reader::read;
+pub use reader::{read, read_exact};
 pub use store::Store;
 
 /// Bytes of a page. CRIU's images count pages of this size on every machine that we run on.

@@ -1,6 +1,8 @@
 //! Reading another process's memory.
 
+use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -29,6 +31,19 @@ pub fn read(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// Reads all of `buffer`, also where the process itself must not read (PROT_NONE). For processes that are frozen.
+///
+/// # Errors
+/// As for [`read`], and [`io::ErrorKind::UnexpectedEof`] or `EIO` where nothing is mapped.
+pub fn read_exact(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let done = read(pid, address, buffer)?;
+    if done == buffer.len() {
+        return Ok(());
+    }
+    // Unlike the call, the file is for debuggers too, which may read what the process may not (proc(5), `/proc/pid/mem`).
+    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut buffer[done..], address + done as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +65,26 @@ mod tests {
     fn what_is_not_mapped_is_not_read_and_no_error() {
         // The first page is never mapped (vm.mmap_min_addr).
         assert_eq!(read(own(), 0, &mut [0; 8]).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_the_process_must_not_read_is_read_all_the_same() {
+        use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect};
+        let length = std::num::NonZeroUsize::new(2 * PAGE as usize).unwrap();
+        let (access, private) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        let mut seen = vec![0; length.get()];
+        #[expect(unsafe_code, reason = "a mapping of the test's own, which nobody else uses")]
+        // SAFETY: it is new, written to while it may be, and protected only after that.
+        unsafe {
+            let pages = mmap_anonymous(None, length, access, private).unwrap();
+            pages.cast::<u8>().write_bytes(7, length.get());
+            mprotect(pages.byte_add(PAGE as usize), PAGE as usize, ProtFlags::PROT_NONE).unwrap();
+            let address = pages.as_ptr() as u64;
+            assert_eq!(read(own(), address, &mut seen).unwrap(), PAGE as usize);
+            read_exact(own(), address, &mut seen).unwrap();
+        }
+        assert!(seen.iter().all(|byte| *byte == 7));
+        assert!(read_exact(own(), 0, &mut seen).is_err());
     }
 
     #[test]

@@ -201,6 +201,12 @@ pub struct Tracker {
     following: Following,
 }
 
+impl fmt::Debug for Tracker {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Tracker").field("method", &self.method()).finish_non_exhaustive()
+    }
+}
+
 enum Following {
     WriteProtect(WriteProtect),
     SoftDirty(SoftDirty),

@@ -1,0 +1,68 @@
+//! The ways in which memory can leave this host and come to it, found out once.
+
+use std::path::Path;
+
+use spothop_criu::memory::ConstantParent;
+use spothop_criu::memory::tracking::{Method, supported};
+use tracing::{info, warn};
+
+use super::memory::Memory;
+use crate::config::Memory as Wanted;
+use crate::config::memory::{Mode, Restore, Tracking};
+
+/// What is done, of what the configuration asks for and the host can do.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// By which CRIU is kept from dumping pages that we send; none where it dumps them.
+    parent: Option<ConstantParent>,
+    tracking: Option<Method>,
+    lazy: bool,
+}
+
+impl Ways {
+    /// Blocks for some 100 ms.
+    #[must_use]
+    pub fn probe(wanted: &Wanted, criu: &Path, scratch: &Path) -> Self {
+        let parent = (wanted.mode < Mode::Dump).then(|| {
+            ConstantParent::probe(criu, scratch)
+                .inspect_err(
+                    |reason| warn!(%reason, "containers that leave this host are dumped by CRIU, all of their memory"),
+                )
+                .ok()
+        });
+        let parent = parent.flatten();
+        let tracking =
+            parent.as_ref().filter(|_| wanted.mode < Mode::StopAndCopy).and_then(|_| tracking(wanted.tracking));
+        let lazy = false;
+        info!(paged = parent.is_some(), ?tracking, lazy, "ways of memory");
+        Self { parent, tracking, lazy }
+    }
+
+    /// For a dump without pages.
+    pub(super) fn parent(&self) -> Option<ConstantParent> {
+        self.parent.clone()
+    }
+
+    /// The memory of a container that leaves page by page.
+    pub(super) fn outgoing(&self, init_pid: i32) -> Option<Memory> {
+        self.parent.as_ref().map(|_| Memory::new(init_pid, self.tracking))
+    }
+
+    /// Whether what comes page by page runs before all of it is in place.
+    pub(super) fn lazy(&self) -> bool {
+        self.lazy
+    }
+}
+
+fn tracking(wanted: Tracking) -> Option<Method> {
+    let there = supported();
+    let found = there.iter().copied().find(|method| wanted == Tracking::Auto || wanted == Tracking::Only(*method));
+    if found.is_none() {
+        warn!(
+            ?wanted,
+            ?there,
+            "memory is not followed here; containers that leave this host are frozen for as long as theirs takes"
+        );
+    }
+    found
+}
