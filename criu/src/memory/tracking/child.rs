@@ -183,6 +183,8 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
         }
         // SAFETY: as above; in place, where the test has left room.
         "grow" => (unsafe { libc::mremap(at, length(1), length(2), 0) } as u64).to_string(),
+        // The address is a number of steps here.
+        "compute" => compute(address),
         "fork" => fork(address, numbers[1]),
         "spin" => {
             for thread in 0..numbers[1] {
@@ -195,6 +197,17 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
                     }
                 });
             }
+            "ok".into()
+        }
+        "forks" => {
+            // The address is a number of children here.
+            thread::spawn(move || {
+                (0..address).for_each(|_| fork_idle());
+                // They die with the thread.
+                loop {
+                    thread::park();
+                }
+            });
             "ok".into()
         }
         "exec" => {
@@ -221,26 +234,51 @@ fn map(at: *mut libc::c_void, length: usize, protection: c_int) -> u64 {
     address as u64
 }
 
+/// What depends on every register keeping its value at every step, whole numbers and fractions.
+pub(super) fn compute(steps: u64) -> String {
+    let (mut whole, mut fraction) = (1_u64, 1.0_f64);
+    for step in 0..steps {
+        // Knuth's generator (MMIX), and a logistic map.
+        whole = whole.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) ^ step;
+        fraction = 3.9 * (fraction / 2.0) * (1.0 - fraction / 2.0);
+    }
+    format!("{whole} {fraction:e}")
+}
+
 /// A child that writes one page and then sleeps for ever.
 fn fork(address: u64, value: u64) -> String {
     let (mut reader, writer) = io::pipe().unwrap();
     // SAFETY: the process has one thread, and the child makes system calls only.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the child's copy of a page that the test had mapped; calls that take numbers.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                (address as *mut u64).write_volatile(value);
-                drop(writer);
-                loop {
-                    libc::pause();
-                }
-            }
+            // SAFETY: the child's copy of a page that the test had mapped.
+            unsafe { (address as *mut u64).write_volatile(value) };
+            drop(writer);
+            sleep_for_ever()
         }
         child => {
             drop(writer);
             io::copy(&mut reader, &mut io::sink()).unwrap();
             child.to_string()
+        }
+    }
+}
+
+/// A child that sleeps for ever.
+fn fork_idle() {
+    // SAFETY: the child makes system calls only.
+    if unsafe { libc::fork() } == 0 {
+        sleep_for_ever();
+    }
+}
+
+/// Until the parent dies.
+fn sleep_for_ever() -> ! {
+    // SAFETY: calls that take numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        loop {
+            libc::pause();
         }
     }
 }

@@ -144,10 +144,10 @@ impl Calls {
         registers.rdi = argument;
         setregs(tid, registers).map_err(|errno| failed(pid, errno))?;
         self.in_call = false;
-        self.tracee.to_syscall()?;
+        self.tracee.run_to_syscall()?;
         self.in_call = true;
         // A signal here would be one that the call raised; none of ours does.
-        self.tracee.to_syscall()?;
+        self.tracee.run_to_syscall()?;
         let answer = getregs(tid).map_err(|errno| failed(pid, errno))?.rax.cast_signed();
         match i32::try_from(answer) {
             Ok(answer) if answer >= 0 => Ok(answer),
@@ -162,7 +162,7 @@ impl Drop for Calls {
     fn drop(&mut self) {
         // Each step fails only if the thread was killed.
         if self.in_call {
-            let _ = self.tracee.to_signals();
+            let _ = self.tracee.run_to_signals();
         }
         let tid = self.tracee.tid();
         let restored = setregs(Pid::from_raw(tid), self.registers).and_then(|()| set_signal_mask(tid, self.blocked));

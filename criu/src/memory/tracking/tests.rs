@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 
-use super::child::Child;
+use super::child::{Child, compute};
 use super::*;
 use crate::cgroup::Freezer;
 use crate::memory::{PAGE, bytes, reader};
@@ -253,6 +254,33 @@ fn sleeping_system_calls_do_not_notice() {
 }
 
 #[test]
+fn a_computing_thread_keeps_its_registers() {
+    const STEPS: u64 = 20_000_000;
+    if !write_protect() {
+        return;
+    }
+    let mut child = Child::start();
+    let expected = compute(STEPS);
+    let pid = child.pid();
+    child.tell(&format!("compute {STEPS}"));
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attaching = scope.spawn(|| {
+            let mut count = 0;
+            while !ended.load(Ordering::SeqCst) {
+                Tracker::attach(pid, Method::WriteProtect).unwrap();
+                count += 1;
+            }
+            count
+        });
+        let answer = child.answer();
+        ended.store(true, Ordering::SeqCst);
+        assert_eq!(answer, expected);
+        assert!(attaching.join().unwrap() > 1);
+    });
+}
+
+#[test]
 fn signals_that_come_while_it_is_held_up_are_not_lost() {
     const SIGNALS: u64 = 300;
     if !write_protect() {
@@ -277,6 +305,32 @@ fn signals_that_come_while_it_is_held_up_are_not_lost() {
     assert_eq!(child.number("counted"), SIGNALS);
 }
 
+/// How many userfaultfds a process has open.
+fn userfaultfds(pid: i32) -> usize {
+    let is_one = |link: &PathBuf| link == Path::new("anon_inode:[userfaultfd]");
+    crate::tasks::descriptors(pid).iter().filter(|(_, link)| is_one(link)).count()
+}
+
+#[test]
+fn no_child_that_is_forked_meanwhile_keeps_the_userfaultfd() {
+    const CHILDREN: usize = 400;
+    if !write_protect() {
+        return;
+    }
+    let mut child = Child::start();
+    let pid = child.pid();
+    assert_eq!(child.ask(&format!("forks {CHILDREN}")), "ok");
+    let children = || -> Vec<i32> {
+        let of = |tid| fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        let listed: String = tracee::threads(pid).into_iter().map(of).collect();
+        listed.split_whitespace().map(|child| child.parse().unwrap()).collect()
+    };
+    while children().len() < CHILDREN {
+        Tracker::attach(pid, Method::WriteProtect).unwrap();
+    }
+    assert_eq!(children().into_iter().map(userfaultfds).sum::<usize>(), 0);
+}
+
 #[test]
 fn nothing_is_left_when_the_tracker_is_dropped() {
     if !write_protect() {
@@ -291,12 +345,6 @@ fn nothing_is_left_when_the_tracker_is_dropped() {
         text.lines()
             .filter(|line| line.starts_with("VmFlags:"))
             .any(|line| line.split(' ').any(|flag| flag == "uw" || flag == "um"))
-    };
-    let userfaultfds = |pid: i32| {
-        let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-        entries
-            .filter(|entry| fs::read_link(entry.path()).is_ok_and(|l| l == Path::new("anon_inode:[userfaultfd]")))
-            .count()
     };
     let mut tracker = Tracker::attach(child.pid(), Method::WriteProtect).unwrap();
     tracker.changed().unwrap();
