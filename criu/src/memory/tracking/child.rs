@@ -58,7 +58,8 @@ impl Child {
     }
 
     pub(super) fn tell(&mut self, line: &str) {
-        writeln!(self.stdin, "{line}").unwrap();
+        // In one piece: it may be what a system call waits for.
+        self.stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     pub(super) fn answer(&mut self) -> String {
@@ -313,7 +314,11 @@ fn block(call: &str) -> String {
     // SAFETY: each call gets pointers to what lives here, with its true length, or none; the handler is async-signal-safe.
     let returned = unsafe {
         match call {
-            "read" => libc::read(0, bytes.as_mut_ptr().cast(), bytes.len()) as c_int,
+            // Not read(2), in which it waits for commands.
+            "readv" => {
+                let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+                libc::readv(0, &raw const part, 1) as c_int
+            }
             "nanosleep" => {
                 libc::syscall(libc::SYS_nanosleep, &raw const time, ptr::null_mut::<libc::timespec>()) as c_int
             }
@@ -342,7 +347,7 @@ fn block(call: &str) -> String {
         }
     };
     let error = io::Error::last_os_error().raw_os_error().unwrap();
-    let early = started.elapsed() < TIME && !matches!(call, "read" | "suspend");
+    let early = started.elapsed() < TIME && !matches!(call, "readv" | "suspend");
     let text = String::from_utf8_lossy(&bytes);
     let signals = SIGNALS.load(Ordering::SeqCst);
     match (early, returned) {

@@ -44,6 +44,7 @@ pub(super) fn userfaultfd(pid: i32) -> Result<OwnedFd, TrackError> {
         for tid in threads(pid) {
             match open_in(pid, tid) {
                 Ok((file, number)) => {
+                    await_forks(pid, tid);
                     close_in_children(pid, &file, number);
                     return Ok(file);
                 }
@@ -67,6 +68,19 @@ fn open_in(pid: i32, tid: i32) -> Result<(OwnedFd, i32), TrackError> {
     let closed = calls.call("close", libc::SYS_close, number as u64);
     let taken = taken.map_err(|errno| TrackError::Take { pid, source: errno.into() })?;
     closed.map(|_| (taken, number))
+}
+
+/// Returns when every fork that was under way in another thread than `tid` is done: a thread stops only on its way out of the kernel.
+/// Those that sleep interruptibly are in the middle of no fork, and are left asleep.
+fn await_forks(pid: i32, tid: i32) {
+    for other in threads(pid).into_iter().filter(|other| *other != tid) {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{other}/stat")).unwrap_or_default();
+        // The state follows the name, which is in brackets and may hold some itself (proc(5)).
+        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['R', 'D'])) {
+            // It goes on at once. One that does not stop waits for a disk, or for the child of a vfork, which is there already.
+            let _ = Tracee::stop(pid, other, Seccomp::Kept);
+        }
+    }
 }
 
 /// Another thread may have forked while the descriptor was open: then the child has it too, and CRIU would refuse the child.

@@ -229,7 +229,7 @@ fn sleeping_system_calls_do_not_notice() {
         return;
     }
     let calls = [
-        ("read", libc::SYS_read, "5 hell".to_owned()),
+        ("readv", libc::SYS_readv, "5 hell".to_owned()),
         ("nanosleep", libc::SYS_nanosleep, "0".to_owned()),
         ("poll", libc::SYS_poll, "0".to_owned()),
         ("futex", libc::SYS_futex, format!("error {} signals 0", libc::ETIMEDOUT)),
@@ -243,7 +243,7 @@ fn sleeping_system_calls_do_not_notice() {
                 let mut tracker = Tracker::attach(child.pid(), Method::WriteProtect).unwrap();
                 assert!(!tracker.changed().unwrap().is_empty());
                 match call {
-                    "read" => child.tell("hell"),
+                    "readv" => child.tell("hell"),
                     "suspend" => kill(Pid::from_raw(child.pid()), Signal::SIGUSR1).unwrap(),
                     _ => {}
                 }
