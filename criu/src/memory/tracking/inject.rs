@@ -86,13 +86,14 @@ fn await_forks(pid: i32, tid: i32) {
 /// Another thread may have forked while the descriptor was open: then the child has it too, and CRIU would refuse the child.
 fn close_in_children(pid: i32, file: &OwnedFd, number: i32) {
     for child in threads(pid).into_iter().flat_map(|tid| children(pid, tid)) {
-        if is_same(child, file, number) {
-            let closed = Tracee::stop(child, child, Seccomp::Suspended)
-                .and_then(Calls::begin)
-                .and_then(|mut calls| calls.call("close", libc::SYS_close, number as u64));
-            if let Err(error) = closed {
-                tracing::warn!(pid = child, %error, "a userfaultfd stays open in the child of a process whose memory is followed");
-            }
+        if !is_same(child, file, number) {
+            continue;
+        }
+        let closed = Tracee::stop(child, child, Seccomp::Suspended)
+            .and_then(Calls::begin)
+            .and_then(|mut calls| calls.call("close", libc::SYS_close, number as u64));
+        if let Err(error) = closed {
+            tracing::warn!(pid = child, %error, "a userfaultfd stays open in the child of a process whose memory is followed");
         }
         close_in_children(child, file, number);
     }

@@ -1,227 +1,20 @@
-//! What trackers promise, tried on a process that writes on command.
+//! What the process notices of being followed: nothing.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use std::{fs, thread};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::{AccessFlags, Pid, access};
 
 use super::child::{Child, compute};
-use super::*;
+use super::{PAGES, methods, numbers, round, write_protect};
 use crate::cgroup::Freezer;
-use crate::memory::{PAGE, bytes, reader};
-
-const PAGES: u64 = 64;
-
-/// The methods that can be tried here: following another process's memory needs root.
-fn methods() -> Vec<Method> {
-    if geteuid().is_root() { supported() } else { Vec::new() }
-}
-
-fn write_protect() -> bool {
-    methods().contains(&Method::WriteProtect)
-}
-
-/// Numbers of the pages from `address` on that `changed` holds.
-fn numbers(changed: &Pages, address: u64) -> BTreeSet<u64> {
-    (0..PAGES).filter(|number| changed.contains(&(address + number * PAGE))).collect()
-}
-
-/// Reads what changed, and tells the tracker, as whoever sends it does.
-fn send(tracker: &Tracker, pid: i32, changed: &Pages) {
-    for piece in crate::memory::pieces(changed) {
-        let mut buffer = vec![0; (piece.end - piece.start) as usize];
-        let count = reader::read(pid, piece.start, &mut buffer).unwrap();
-        tracker.sent(piece.start, &buffer[..count]);
-    }
-}
-
-/// What changed, which is then sent.
-fn round(tracker: &mut Tracker, pid: i32) -> Pages {
-    let changed = tracker.changed().unwrap();
-    send(tracker, pid, &changed);
-    changed
-}
-
-#[test]
-fn exactly_the_pages_that_were_written_are_given_out() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        assert_eq!(tracker.method(), method);
-        let first = round(&mut tracker, child.pid());
-        assert_eq!(numbers(&first, address), (0..PAGES).collect(), "{method}");
-        for page in [3, 17, 18] {
-            child.write(address + page * PAGE, 2);
-        }
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([3, 17, 18]), "{method}");
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::new(), "{method}");
-        // And again, what was written once already.
-        child.write(address + 3 * PAGE, 3);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([3]), "{method}");
-    }
-}
-
-#[test]
-fn what_is_written_between_the_look_and_the_sending_is_not_lost() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        let changed = tracker.changed().unwrap();
-        // Read before the write, sent after it.
-        let mut old = vec![0; (PAGES * PAGE) as usize];
-        assert_eq!(reader::read(child.pid(), address, &mut old).unwrap(), old.len());
-        child.write(address + 5 * PAGE, 2);
-        assert!(changed.contains(&(address + 5 * PAGE)));
-        tracker.sent(address, &old);
-        assert!(numbers(&tracker.changed().unwrap(), address).contains(&5), "{method}");
-    }
-}
-
-#[test]
-fn a_page_that_gets_its_old_content_back_is_given_out() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        round(&mut tracker, child.pid());
-        child.write(address, 2);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([0]), "{method}");
-        child.write(address, 1);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([0]), "{method}");
-    }
-}
-
-#[test]
-fn new_memory_where_old_was_is_given_out() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        round(&mut tracker, child.pid());
-        assert_eq!(child.ask(&format!("unmap {address} {PAGES}")), "ok");
-        assert_eq!(child.number(&format!("map {address} {PAGES}")), address);
-        child.write(address + 9 * PAGE, 2);
-        assert!(numbers(&round(&mut tracker, child.pid()), address).contains(&9), "{method}");
-        // And it is followed.
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::new(), "{method}");
-        child.write(address + 10 * PAGE, 2);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([10]), "{method}");
-    }
-}
-
-#[test]
-fn memory_that_was_discarded_moved_grown_or_hidden_is_followed() {
-    for method in methods() {
-        let mut child = Child::start();
-        let pid = child.pid();
-        let discarded = child.map(PAGES, 1);
-        let moved = child.map(PAGES, 1);
-        let hidden = child.map(PAGES, 1);
-        let grown = child.map(PAGES, 1);
-        let half = PAGES / 2;
-        assert_eq!(child.ask(&format!("unmap {} {half}", grown + half * PAGE)), "ok");
-        let mut tracker = Tracker::attach(pid, method).unwrap();
-        round(&mut tracker, pid);
-
-        child.ask(&format!("discard {discarded} {PAGES}"));
-        child.write(discarded + PAGE, 2);
-        child.write(hidden + PAGE, 2);
-        child.ask(&format!("forbid {hidden} {PAGES}"));
-        let moved = child.number(&format!("move {moved} {PAGES}"));
-        assert_eq!(child.number(&format!("grow {grown} {half} {PAGES}")), grown);
-        child.write(grown + half * PAGE, 2);
-        let changed = round(&mut tracker, pid);
-        assert_eq!(numbers(&changed, discarded), BTreeSet::from([1]), "{method}");
-        assert_eq!(numbers(&changed, moved), (0..PAGES).collect(), "{method}");
-        assert_eq!(numbers(&changed, hidden), BTreeSet::new(), "{method}");
-        assert_eq!(numbers(&changed, grown), BTreeSet::from([half]), "{method}");
-
-        child.ask(&format!("allow {hidden} {PAGES}"));
-        child.write(moved + 2 * PAGE, 3);
-        child.write(grown, 3);
-        let changed = round(&mut tracker, pid);
-        assert_eq!(numbers(&changed, hidden), BTreeSet::from([1]), "{method}");
-        assert_eq!(numbers(&changed, moved), BTreeSet::from([2]), "{method}");
-        assert_eq!(numbers(&changed, grown), BTreeSet::from([0]), "{method}");
-    }
-}
-
-#[test]
-fn of_a_huge_page_only_what_was_written_is_given_out() {
-    const HUGE: u64 = 2 << 20;
-    for method in methods() {
-        let mut child = Child::start();
-        let pages = 2 * HUGE / PAGE;
-        let start = child.number(&format!("map 0 {pages}"));
-        // Refused by a kernel without huge pages: then they are small ones.
-        child.ask(&format!("huge {start} {pages}"));
-        child.ask(&format!("fill {start} {pages} 1"));
-        let address = start.next_multiple_of(HUGE);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), (0..PAGES).collect(), "{method}");
-        child.write(address + 7 * PAGE, 2);
-        let changed = round(&mut tracker, child.pid());
-        assert_eq!(numbers(&changed, address), BTreeSet::from([7]), "{method}");
-        assert!(bytes(&changed) < HUGE, "{method}");
-    }
-}
-
-#[test]
-fn parent_and_child_of_a_fork_are_followed_each_for_itself() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        round(&mut tracker, child.pid());
-        let grandchild = child.number(&format!("fork {} 2", address + PAGE)) as i32;
-        child.write(address + 2 * PAGE, 3);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([2]), "{method}");
-        let mut second = Tracker::attach(grandchild, method).unwrap();
-        assert_eq!(numbers(&round(&mut second, grandchild), address), (0..PAGES).collect(), "{method}");
-        assert_eq!(numbers(&round(&mut second, grandchild), address), BTreeSet::new(), "{method}");
-        kill(Pid::from_raw(grandchild), Signal::SIGKILL).unwrap();
-    }
-}
-
-#[test]
-fn a_program_executed_meanwhile_is_followed() {
-    for method in methods() {
-        let mut child = Child::start();
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        round(&mut tracker, child.pid());
-        assert_eq!(child.ask("exec"), child.pid().to_string());
-        let address = child.map(PAGES, 1);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), (0..PAGES).collect(), "{method}");
-        child.write(address + 4 * PAGE, 2);
-        assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([4]), "{method}");
-    }
-}
-
-#[test]
-fn writing_threads_are_followed_and_go_on() {
-    for method in methods() {
-        let mut child = Child::start();
-        let address = child.map(PAGES, 1);
-        assert_eq!(child.ask(&format!("spin {address} 3")), "ok");
-        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
-        round(&mut tracker, child.pid());
-        for _ in 0..10 {
-            let before: Vec<u64> =
-                (0..3).map(|page| child.number(&format!("read {}", address + page * PAGE))).collect();
-            for page in 0..3 {
-                while child.number(&format!("read {}", address + page * PAGE)) == before[page as usize] {}
-            }
-            let changed = numbers(&round(&mut tracker, child.pid()), address);
-            assert_eq!(changed, BTreeSet::from([0, 1, 2]), "{method}");
-        }
-    }
-}
+use crate::memory::tracking::{Method, TrackError, Tracker, tracee};
+use crate::memory::{PAGE, Process, processes, reader};
+use crate::tasks;
 
 #[test]
 fn sleeping_system_calls_do_not_notice() {
@@ -235,7 +28,7 @@ fn sleeping_system_calls_do_not_notice() {
         ("futex", libc::SYS_futex, format!("error {} signals 0", libc::ETIMEDOUT)),
         ("suspend", libc::SYS_rt_sigsuspend, format!("error {} signals 2", libc::EINTR)),
     ];
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for (call, number, expected) in calls {
             scope.spawn(move || {
                 let mut child = Child::start();
@@ -264,7 +57,7 @@ fn a_computing_thread_keeps_its_registers() {
     let pid = child.pid();
     child.tell(&format!("compute {STEPS}"));
     let ended = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let attaching = scope.spawn(|| {
             let mut count = 0;
             while !ended.load(Ordering::SeqCst) {
@@ -291,7 +84,7 @@ fn signals_that_come_while_it_is_held_up_are_not_lost() {
     child.ask("count");
     child.ask(&format!("spin {address} 2"));
     let pid = child.pid();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let attaching = scope.spawn(move || {
             for _ in 0..20 {
                 Tracker::attach(pid, Method::WriteProtect).unwrap().changed().unwrap();
@@ -308,7 +101,7 @@ fn signals_that_come_while_it_is_held_up_are_not_lost() {
 /// How many userfaultfds a process has open.
 fn userfaultfds(pid: i32) -> usize {
     let is_one = |link: &PathBuf| link == Path::new("anon_inode:[userfaultfd]");
-    crate::tasks::descriptors(pid).iter().filter(|(_, link)| is_one(link)).count()
+    tasks::descriptors(pid).iter().filter(|(_, link)| is_one(link)).count()
 }
 
 #[test]
@@ -405,12 +198,12 @@ fn a_stopped_process_can_be_followed_and_stays_stopped() {
     };
     kill(pid, Signal::SIGSTOP).unwrap();
     while state(pid) != 'T' {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     let mut tracker = Tracker::attach(child.pid(), Method::WriteProtect).unwrap();
     assert_eq!(numbers(&tracker.changed().unwrap(), address), (0..PAGES).collect());
     while state(pid) != 'T' {
-        std::thread::yield_now();
+        thread::yield_now();
     }
     kill(pid, Signal::SIGCONT).unwrap();
     child.write(address, 2);
@@ -438,18 +231,6 @@ fn direct_io_is_refused_where_it_could_not_be_seen() {
 }
 
 #[test]
-fn a_process_that_ended_is_an_error() {
-    for method in methods() {
-        let child = Child::start();
-        let pid = child.pid();
-        let mut tracker = Tracker::attach(pid, method).unwrap();
-        round(&mut tracker, pid);
-        drop(child);
-        assert!(matches!(tracker.changed(), Err(TrackError::Gone { .. })), "{method}");
-    }
-}
-
-#[test]
 fn a_frozen_process_can_still_be_looked_at() {
     for method in methods() {
         for mount in cgroups() {
@@ -458,6 +239,12 @@ fn a_frozen_process_can_still_be_looked_at() {
             let group = Group::with(&mount, child.pid());
             let freezer = Freezer::of_pid(child.pid()).unwrap();
             assert_eq!(freezer.directory(), group.0);
+            // Its id in its own pid namespace is the last one it has.
+            let status = fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
+            let vpid =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().last()?.parse().ok());
+            let expected = Process { pid: child.pid(), vpid: vpid.unwrap() };
+            assert_eq!(processes(child.pid()).unwrap(), [expected]);
             let mut tracker = Tracker::attach(child.pid(), method).unwrap();
             round(&mut tracker, child.pid());
             child.write(address + 6 * PAGE, 2);
@@ -484,7 +271,7 @@ fn cgroups() -> Vec<PathBuf> {
     let freezes =
         |line: &&str| line.contains(" - cgroup2 ") || line.contains(" - cgroup ") && line.ends_with(",freezer");
     let paths = mounts.lines().filter(freezes).filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    let writable = paths.filter(|path| nix::unistd::access(path, nix::unistd::AccessFlags::W_OK).is_ok());
+    let writable = paths.filter(|path| access(path, AccessFlags::W_OK).is_ok());
     writable.collect()
 }
 
@@ -513,7 +300,7 @@ impl Drop for Group {
             left.lines().for_each(|pid| {
                 let _ = kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL);
             });
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
@@ -537,7 +324,7 @@ fn all_threads_stand_still_while_bits_are_reset() {
             let before = counters();
             // Time for whoever still runs.
             for _ in 0..1000 {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             Ok((before, counters()))
         })
@@ -547,13 +334,4 @@ fn all_threads_stand_still_while_bits_are_reset() {
     // They go on.
     while counters() == after {}
     assert_eq!(child.ask(&format!("fill {} 1 1", address + 9 * PAGE)), "ok");
-}
-
-#[test]
-fn a_method_is_known_by_its_name() {
-    for method in Method::ALL {
-        assert_eq!(method.to_string().parse::<Method>().unwrap(), method);
-        assert_eq!(serde_json::to_string(&method).unwrap(), format!("\"{method}\""));
-    }
-    assert!("guess".parse::<Method>().unwrap_err().to_string().contains("write-protect, soft-dirty, content"));
 }

@@ -35,7 +35,7 @@ pub(super) struct Child {
 impl Child {
     pub(super) fn start() -> Self {
         let mut harness = Command::new(env::current_exe().unwrap())
-            .args(["memory::tracking::child::serve", "--exact", "--ignored", "--nocapture"])
+            .args(["memory::tracking::tests::child::serve", "--exact", "--ignored", "--nocapture"])
             .env(MARK, "fork")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
