@@ -120,7 +120,9 @@ mod tests {
         let first = memory.address();
         let page = |number: u64| first + number * PAGE..first + (number + 1) * PAGE;
         // Without root, and without PAGEMAP_SCAN, the page of zeros cannot be told from others.
-        let found = populated(own, &Pages::from_iter([first..page(PAGES).start])).unwrap();
+        let mut asked = Pages::new();
+        asked.insert(first..page(PAGES).start);
+        let found = populated(own, &asked).unwrap();
         assert!(found.contains(&page(3).start) && !found.contains(&page(4).start));
         assert!(!can_scan() || !found.contains(&page(5).start));
         assert!(private_anonymous(own).unwrap().contains(&first));

@@ -44,6 +44,7 @@ pub(super) fn userfaultfd(pid: i32) -> Result<OwnedFd, TrackError> {
         for tid in threads(pid) {
             match open_in(pid, tid) {
                 Ok((file, number)) => {
+                    await_forks(pid, tid);
                     close_in_children(pid, &file, number);
                     return Ok(file);
                 }
@@ -69,16 +70,30 @@ fn open_in(pid: i32, tid: i32) -> Result<(OwnedFd, i32), TrackError> {
     closed.map(|_| (taken, number))
 }
 
+/// Returns when every fork that was under way in another thread than `tid` is done: a thread stops only on its way out of the kernel.
+/// Those that sleep interruptibly are in the middle of no fork, and are left asleep.
+fn await_forks(pid: i32, tid: i32) {
+    for other in threads(pid).into_iter().filter(|other| *other != tid) {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{other}/stat")).unwrap_or_default();
+        // The state follows the name, which is in brackets and may hold some itself (proc(5)).
+        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['R', 'D'])) {
+            // It goes on at once. One that does not stop waits for a disk, or for the child of a vfork, which is there already.
+            let _ = Tracee::stop(pid, other, Seccomp::Kept);
+        }
+    }
+}
+
 /// Another thread may have forked while the descriptor was open: then the child has it too, and CRIU would refuse the child.
 fn close_in_children(pid: i32, file: &OwnedFd, number: i32) {
     for child in threads(pid).into_iter().flat_map(|tid| children(pid, tid)) {
-        if is_same(child, file, number) {
-            let closed = Tracee::stop(child, child, Seccomp::Suspended)
-                .and_then(Calls::begin)
-                .and_then(|mut calls| calls.call("close", libc::SYS_close, number as u64));
-            if let Err(error) = closed {
-                tracing::warn!(pid = child, %error, "a userfaultfd stays open in the child of a process whose memory is followed");
-            }
+        if !is_same(child, file, number) {
+            continue;
+        }
+        let closed = Tracee::stop(child, child, Seccomp::Suspended)
+            .and_then(Calls::begin)
+            .and_then(|mut calls| calls.call("close", libc::SYS_close, number as u64));
+        if let Err(error) = closed {
+            tracing::warn!(pid = child, %error, "a userfaultfd stays open in the child of a process whose memory is followed");
         }
         close_in_children(child, file, number);
     }
@@ -144,10 +159,10 @@ impl Calls {
         registers.rdi = argument;
         setregs(tid, registers).map_err(|errno| failed(pid, errno))?;
         self.in_call = false;
-        self.tracee.to_syscall()?;
+        self.tracee.run_to_syscall()?;
         self.in_call = true;
         // A signal here would be one that the call raised; none of ours does.
-        self.tracee.to_syscall()?;
+        self.tracee.run_to_syscall()?;
         let answer = getregs(tid).map_err(|errno| failed(pid, errno))?.rax.cast_signed();
         match i32::try_from(answer) {
             Ok(answer) if answer >= 0 => Ok(answer),
@@ -162,7 +177,7 @@ impl Drop for Calls {
     fn drop(&mut self) {
         // Each step fails only if the thread was killed.
         if self.in_call {
-            let _ = self.tracee.to_signals();
+            let _ = self.tracee.run_to_signals();
         }
         let tid = self.tracee.tid();
         let restored = setregs(Pid::from_raw(tid), self.registers).and_then(|()| set_signal_mask(tid, self.blocked));

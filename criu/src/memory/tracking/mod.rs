@@ -7,8 +7,6 @@
 //! | `soft_dirty` | the kernel's soft-dirty bits |
 //! | `content` | hashes of what was sent |
 
-#[cfg(test)]
-mod child;
 mod content;
 mod direct;
 #[cfg(target_arch = "x86_64")]
@@ -84,6 +82,12 @@ impl FromStr for Method {
 /// Why a process cannot be followed, or no longer by this method.
 #[derive(Debug, thiserror::Error)]
 pub enum TrackError {
+    /// Not on this host: see [`supported`].
+    #[error("the kernel of this host cannot follow memory by {method}; by content it can be followed everywhere")]
+    Unsupported {
+        /// The way.
+        method: Method,
+    },
     /// It ended.
     #[error("process {pid} ended")]
     Gone {
@@ -222,7 +226,7 @@ impl Tracker {
         Ok(Self {
             following: match method {
                 Method::WriteProtect => Following::WriteProtect(WriteProtect::attach(pid)?),
-                Method::SoftDirty => Following::SoftDirty(SoftDirty::attach(pid)),
+                Method::SoftDirty => Following::SoftDirty(SoftDirty::attach(pid)?),
                 Method::Content => Following::Content(Content::attach(pid)),
             },
         })

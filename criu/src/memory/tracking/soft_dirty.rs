@@ -2,11 +2,11 @@
 
 use std::fs;
 
-use super::TrackError;
 use super::tracee::{on_tracer, while_stopped};
+use super::{Method, TrackError};
 use crate::cgroup::Freezer;
 use crate::memory::areas::areas;
-use crate::memory::pagemap::{Pagemap, Query};
+use crate::memory::pagemap::{Pagemap, Query, has_soft_dirty};
 use crate::memory::{Pages, populated, private_anonymous};
 
 /// What resets the bits when it is written to `/proc/PID/clear_refs` (proc_pid_clear_refs(5)).
@@ -20,8 +20,13 @@ pub(super) struct SoftDirty {
 }
 
 impl SoftDirty {
-    pub(super) fn attach(pid: i32) -> Self {
-        Self { pid, kept: None }
+    pub(super) fn attach(pid: i32) -> Result<Self, TrackError> {
+        // A kernel that keeps no such bits says nothing when they are reset, and nothing would ever be dirty.
+        if has_soft_dirty() {
+            Ok(Self { pid, kept: None })
+        } else {
+            Err(TrackError::Unsupported { method: Method::SoftDirty })
+        }
     }
 
     pub(super) fn changed(&mut self) -> Result<Pages, TrackError> {

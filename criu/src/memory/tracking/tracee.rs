@@ -155,7 +155,7 @@ impl Tracee {
     /// # Errors
     /// When it ended, gets a signal (held back; it was raised by what it does), or does not get there. In the last two cases it stands
     /// where the kernel looks at signals.
-    pub(super) fn to_syscall(&mut self) -> Result<(), TrackError> {
+    pub(super) fn run_to_syscall(&mut self) -> Result<(), TrackError> {
         self.go(libc::PTRACE_SYSCALL)?;
         let deadline = Instant::now() + PATIENCE;
         let mut late = false;
@@ -182,7 +182,7 @@ impl Tracee {
     }
 
     /// Lets it run out of a system call to where the kernel looks at signals, before any instruction of its own.
-    pub(super) fn to_signals(&mut self) -> Result<(), TrackError> {
+    pub(super) fn run_to_signals(&mut self) -> Result<(), TrackError> {
         request(libc::PTRACE_INTERRUPT, self.tid, 0, 0).map_err(|errno| failed(self.pid, errno))?;
         self.go(libc::PTRACE_CONT)?;
         loop {

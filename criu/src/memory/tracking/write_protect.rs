@@ -5,14 +5,14 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use super::TrackError;
 use super::direct::direct_io;
 use super::inject;
 use super::userfault::Userfault;
+use super::{Method, TrackError};
 use crate::cgroup::Freezer;
 use crate::memory::Pages;
 use crate::memory::areas::areas;
-use crate::memory::pagemap::{Pagemap, Query};
+use crate::memory::pagemap::{Pagemap, Query, can_scan};
 
 pub(super) struct WriteProtect {
     pid: i32,
@@ -24,6 +24,9 @@ pub(super) struct WriteProtect {
 
 impl WriteProtect {
     pub(super) fn attach(pid: i32) -> Result<Self, TrackError> {
+        if !can_scan() {
+            return Err(TrackError::Unsupported { method: Method::WriteProtect });
+        }
         refuse_direct_io(pid)?;
         let userfault = userfault(pid, inject::userfaultfd(pid)?)?;
         Ok(Self { pid, userfault, registered: Pages::new() })

@@ -35,7 +35,7 @@ pub(super) struct Child {
 impl Child {
     pub(super) fn start() -> Self {
         let mut harness = Command::new(env::current_exe().unwrap())
-            .args(["memory::tracking::child::serve", "--exact", "--ignored", "--nocapture"])
+            .args(["memory::tracking::tests::child::serve", "--exact", "--ignored", "--nocapture"])
             .env(MARK, "fork")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -58,7 +58,8 @@ impl Child {
     }
 
     pub(super) fn tell(&mut self, line: &str) {
-        writeln!(self.stdin, "{line}").unwrap();
+        // In one piece: it may be what a system call waits for.
+        self.stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
     pub(super) fn answer(&mut self) -> String {
@@ -183,6 +184,8 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
         }
         // SAFETY: as above; in place, where the test has left room.
         "grow" => (unsafe { libc::mremap(at, length(1), length(2), 0) } as u64).to_string(),
+        // The address is a number of steps here.
+        "compute" => compute(address),
         "fork" => fork(address, numbers[1]),
         "spin" => {
             for thread in 0..numbers[1] {
@@ -195,6 +198,17 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
                     }
                 });
             }
+            "ok".into()
+        }
+        "forks" => {
+            // The address is a number of children here.
+            thread::spawn(move || {
+                (0..address).for_each(|_| fork_idle());
+                // They die with the thread.
+                loop {
+                    thread::park();
+                }
+            });
             "ok".into()
         }
         "exec" => {
@@ -221,26 +235,51 @@ fn map(at: *mut libc::c_void, length: usize, protection: c_int) -> u64 {
     address as u64
 }
 
+/// What depends on every register keeping its value at every step, whole numbers and fractions.
+pub(super) fn compute(steps: u64) -> String {
+    let (mut whole, mut fraction) = (1_u64, 1.0_f64);
+    for step in 0..steps {
+        // Knuth's generator (MMIX), and a logistic map.
+        whole = whole.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407) ^ step;
+        fraction = 3.9 * (fraction / 2.0) * (1.0 - fraction / 2.0);
+    }
+    format!("{whole} {fraction:e}")
+}
+
 /// A child that writes one page and then sleeps for ever.
 fn fork(address: u64, value: u64) -> String {
     let (mut reader, writer) = io::pipe().unwrap();
     // SAFETY: the process has one thread, and the child makes system calls only.
     match unsafe { libc::fork() } {
         0 => {
-            // SAFETY: the child's copy of a page that the test had mapped; calls that take numbers.
-            unsafe {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                (address as *mut u64).write_volatile(value);
-                drop(writer);
-                loop {
-                    libc::pause();
-                }
-            }
+            // SAFETY: the child's copy of a page that the test had mapped.
+            unsafe { (address as *mut u64).write_volatile(value) };
+            drop(writer);
+            sleep_for_ever()
         }
         child => {
             drop(writer);
             io::copy(&mut reader, &mut io::sink()).unwrap();
             child.to_string()
+        }
+    }
+}
+
+/// A child that sleeps for ever.
+fn fork_idle() {
+    // SAFETY: the child makes system calls only.
+    if unsafe { libc::fork() } == 0 {
+        sleep_for_ever();
+    }
+}
+
+/// Until the parent dies.
+fn sleep_for_ever() -> ! {
+    // SAFETY: calls that take numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        loop {
+            libc::pause();
         }
     }
 }
@@ -275,7 +314,11 @@ fn block(call: &str) -> String {
     // SAFETY: each call gets pointers to what lives here, with its true length, or none; the handler is async-signal-safe.
     let returned = unsafe {
         match call {
-            "read" => libc::read(0, bytes.as_mut_ptr().cast(), bytes.len()) as c_int,
+            // Not read(2), in which it waits for commands.
+            "readv" => {
+                let part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+                libc::readv(0, &raw const part, 1) as c_int
+            }
             "nanosleep" => {
                 libc::syscall(libc::SYS_nanosleep, &raw const time, ptr::null_mut::<libc::timespec>()) as c_int
             }
@@ -304,7 +347,7 @@ fn block(call: &str) -> String {
         }
     };
     let error = io::Error::last_os_error().raw_os_error().unwrap();
-    let early = started.elapsed() < TIME && !matches!(call, "read" | "suspend");
+    let early = started.elapsed() < TIME && !matches!(call, "readv" | "suspend");
     let text = String::from_utf8_lossy(&bytes);
     let signals = SIGNALS.load(Ordering::SeqCst);
     match (early, returned) {
