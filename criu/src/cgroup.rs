@@ -4,9 +4,10 @@
 //! still even if CRIU dies. CRIU seizes the tasks of a frozen cgroup, thaws the cgroup (the tasks stay stopped by
 //! ptrace), and freezes it again only when the tasks are resumed: hence after a rollback the caller thaws.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,12 +15,17 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::{pidfd, tasks};
+
 /// How often a v1 freezer is asked again; the kernel has no event for it.
 const V1_POLL: Duration = Duration::from_millis(1);
 
 /// After how many v1 polls FROZEN is written again: the v1 freezer may stay at FREEZING until asked once more
 /// (kernel documentation, cgroup-v1/freezer-subsystem).
 const V1_RETRY: u32 = 20;
+
+/// How long a container that was killed is waited for, in milliseconds, before it is killed again.
+const DYING: u16 = 100;
 
 /// Docker, Podman and containerd name a container's cgroup with its 64-digit id.
 const CONTAINER_ID_DIGITS: usize = 64;
@@ -49,6 +55,62 @@ pub fn kill_frozen(init_pid: i32) {
         let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
         // The signal is pending: no user code runs. On cgroup v1 the tasks die only now.
         let _ = freezer.thaw();
+    }
+}
+
+/// A container, held by its init and its cgroup rather than by their names: what has the same name later is another one.
+#[derive(Debug)]
+pub struct Grip {
+    init: OwnedFd,
+    /// `None` when the cgroup does not bear the container's id: others may be in it.
+    cgroup: Option<File>,
+}
+
+impl Grip {
+    /// The container whose init is `init_pid`.
+    ///
+    /// # Errors
+    /// When that is gone.
+    pub fn on(init_pid: i32) -> io::Result<Self> {
+        let init = pidfd::open(init_pid)?;
+        let own = Freezer::of_pid(init_pid).ok().filter(|freezer| {
+            let name = freezer.directory().file_name().unwrap_or_default();
+            bears_id(&name.to_string_lossy())
+        });
+        Ok(Self { init, cgroup: own.and_then(|freezer| File::open(freezer.directory()).ok()) })
+    }
+
+    /// Kills every process of the container and returns when all of them are dead: none of them does anything any more.
+    pub fn kill(&self) {
+        loop {
+            // One that is dead already cannot be killed.
+            let _ = pidfd::send_signal(&self.init, Signal::SIGKILL);
+            let others = self.kill_members();
+            let mut init = [PollFd::new(self.init.as_fd(), PollFlags::POLLIN)];
+            let dead = poll(&mut init, DYING).is_ok_and(|ready| ready > 0);
+            if dead && others == 0 {
+                return;
+            }
+            if dead {
+                std::thread::sleep(V1_POLL);
+            }
+        }
+    }
+
+    /// Says how many there were.
+    fn kill_members(&self) -> usize {
+        let Some(cgroup) = &self.cgroup else { return 0 };
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", cgroup.as_raw_fd()));
+        // All at once, those that are just being forked too (v2, Linux 5.14).
+        let _ = std::fs::write(directory.join("cgroup.kill"), "1");
+        let mut members = BTreeSet::new();
+        // A cgroup that is gone has none.
+        let _ = tasks::collect(&directory, &mut members);
+        members.retain(|&pid| !tasks::is_dead(pid));
+        for &pid in &members {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        members.len()
     }
 }
 
@@ -244,11 +306,16 @@ fn container_cgroup(path: &str) -> &str {
     for component in path.split_inclusive('/') {
         end += component.len();
         let name = component.trim_end_matches('/');
-        if name.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() == CONTAINER_ID_DIGITS) {
+        if bears_id(name) {
             return path[..end].trim_end_matches('/');
         }
     }
     path
+}
+
+/// Is there a container's id in the name of a cgroup?
+fn bears_id(name: &str) -> bool {
+    name.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() == CONTAINER_ID_DIGITS)
 }
 
 #[cfg(test)]
@@ -284,6 +351,20 @@ mod tests {
     fn a_mount_of_a_part_of_the_hierarchy_is_taken_off_the_path() {
         let mounts = "30 23 0:26 /host /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         assert_eq!(locate("0::/host/c\n", mounts).unwrap().directory(), Path::new("/sys/fs/cgroup/c"));
+    }
+
+    #[test]
+    fn a_container_in_somebody_elses_cgroup_is_killed_alone() {
+        let mut container = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let grip = Grip::on(container.id().cast_signed()).unwrap();
+        if grip.cgroup.is_none() {
+            grip.kill();
+        } else {
+            // The tests are in a container.
+            container.kill().unwrap();
+        }
+        container.wait().unwrap();
+        assert!(Grip::on(1 << 23).is_err());
     }
 
     #[test]

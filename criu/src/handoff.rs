@@ -197,6 +197,10 @@ pub struct RestoreRequest {
     pub network: Network,
     /// The runtime that does the work: a path or a name to be looked up in PATH. Only runc is supported.
     pub runtime: PathBuf,
+    /// The directory of the page store ([`crate::memory::Store`]), when the tasks shall run before all of their memory is in place; the
+    /// images are composed for that ([`crate::memory::Restore::Lazy`]). `None`: everything is in the images.
+    #[serde(default)]
+    pub lazy: Option<PathBuf>,
 }
 
 /// The network namespace of a restored container.
@@ -435,6 +439,7 @@ mod tests {
             tcp: TcpMode::Established,
             network: Network::Own { addresses: vec!["172.30.0.50".parse().unwrap(), "fd00::5".parse().unwrap()] },
             runtime: "runc".into(),
+            lazy: Some(directory.images().join("memory")),
         };
         fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         assert_eq!(RestoreRequest::read(&directory).unwrap(), Some(request));

@@ -1,10 +1,12 @@
-//! A process held by a descriptor, and what is open in it (pidfd_open(2), pidfd_getfd(2)).
+//! Processes by descriptor: what neither std nor nix has.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 
-/// A descriptor of the process `pid`: it never means another one, even if the id is used again.
+/// A descriptor of the process `pid`; it can be read (poll) when the process is dead, and never means another one.
 #[expect(unsafe_code, reason = "neither std nor nix has pidfd_open")]
 pub(crate) fn open(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_open takes two numbers and touches no memory of ours.
@@ -12,12 +14,21 @@ pub(crate) fn open(pid: i32) -> Result<OwnedFd, Errno> {
     owned(fd)
 }
 
-/// A duplicate of the descriptor `number` of `process`.
+/// A duplicate of descriptor `number` of `process`.
 #[expect(unsafe_code, reason = "neither std nor nix has pidfd_getfd")]
-pub(crate) fn descriptor(process: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
+pub(crate) fn duplicate(process: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: pidfd_getfd takes three numbers and touches no memory of ours; `process` is open for the call.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
     owned(fd)
+}
+
+/// Sends `signal` to `process`.
+#[expect(unsafe_code, reason = "neither std nor nix has pidfd_send_signal")]
+pub(crate) fn send_signal(process: &OwnedFd, signal: Signal) -> Result<(), Errno> {
+    let info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: without a siginfo_t the kernel touches no memory of ours; `process` is open for the call.
+    let sent = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal as i32, info, 0) };
+    Errno::result(sent).map(drop)
 }
 
 #[expect(unsafe_code, reason = "a descriptor from a raw system call has no owner yet")]
@@ -37,8 +48,8 @@ mod tests {
         let own = std::process::id().cast_signed();
         // A sandbox may forbid these calls.
         let Ok(process) = open(own) else { return };
-        let Ok(copy) = descriptor(&process, file.as_raw_fd()) else { return };
+        let Ok(copy) = duplicate(&process, file.as_raw_fd()) else { return };
         assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
-        assert_eq!(descriptor(&process, 1 << 20).unwrap_err(), Errno::EBADF);
+        assert_eq!(duplicate(&process, 1 << 20).unwrap_err(), Errno::EBADF);
     }
 }

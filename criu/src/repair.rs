@@ -10,10 +10,9 @@ use std::process::Command;
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
-use crate::command;
 use crate::netns::{self, NetnsError};
-use crate::pidfd;
 use crate::tasks::{self, TaskError};
+use crate::{command, pidfd};
 
 /// How CRIU names its tables in the family `inet` (criu/netfilter.c, `nftables_get_table`).
 const CRIU_TABLE: &str = "CRIU-";
@@ -81,7 +80,7 @@ fn release_task(pid: i32) -> Result<usize, Errno> {
     let process = pidfd::open(pid)?;
     let mut released = 0;
     for number in sockets {
-        let socket = match pidfd::descriptor(&process, number) {
+        let socket = match pidfd::duplicate(&process, number) {
             // Closed meanwhile.
             Err(Errno::EBADF) => continue,
             other => other?,
@@ -123,6 +122,7 @@ fn crius_tables(listing: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+
     use super::*;
 
     #[test]

@@ -104,7 +104,8 @@ fn task(pid: i32) -> Option<Task> {
     Some(Task { pid, comm: comm.trim_end().to_owned() })
 }
 
-fn collect(directory: &Path, pids: &mut BTreeSet<i32>) -> Result<(), (PathBuf, io::Error)> {
+/// The processes of the cgroup in `directory` and of those below it.
+pub(crate) fn collect(directory: &Path, pids: &mut BTreeSet<i32>) -> Result<(), (PathBuf, io::Error)> {
     let path = directory.join("cgroup.procs");
     match fs::read_to_string(&path) {
         Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),

@@ -152,8 +152,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let (criu, reserve, scratch) = (config.criu.clone(), config.limits.memory_reserve, runtime.clone());
     let probe = spawn_blocking(move || Capacity::probe(&criu.criu, &criu.runc, &scratch, reserve));
     let capacity = unpanicked(probe.await);
-    let (memory, criu, scratch) = (config.memory, config.criu.criu.clone(), runtime.clone());
-    let ways = unpanicked(spawn_blocking(move || Ways::probe(&memory, &criu, &scratch)).await);
+    let (memory, features, scratch) = (config.memory, capacity.features().clone(), runtime.clone());
+    let ways = unpanicked(spawn_blocking(move || Ways::probe(&memory, &features, &scratch)).await);
     for missing in capacity.features().missing() {
         warn!(%missing, "containers cannot be moved from or to this host");
     }

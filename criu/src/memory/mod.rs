@@ -6,6 +6,7 @@ mod compose;
 mod holes;
 mod images;
 mod pagemap;
+pub mod pager;
 mod parent;
 mod process;
 mod reader;

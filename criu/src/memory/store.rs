@@ -205,7 +205,7 @@ pub(super) fn discard(file: &File, range: Range<u64>) -> io::Result<()> {
 }
 
 /// The first run of written pages in `range`, cut to it. The file's position is of no meaning to anybody.
-fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
+pub(super) fn next_data(file: &File, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
     let seek = |from: u64, whence| match lseek(file, from.cast_signed(), whence) {
         Ok(at) => Ok(Some(at.cast_unsigned())),
         // Nothing more until the end of the file.

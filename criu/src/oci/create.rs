@@ -13,7 +13,7 @@ use super::args::Invocation;
 use super::bundle::Bundle;
 use super::error::{OciError, file};
 use super::marker::Marker;
-use super::{gate, keeper, remains, runtime, runtime_log};
+use super::{gate, keeper, pager, remains, runtime, runtime_log};
 use crate::TcpMode;
 use crate::criu_config::{self, Options};
 use crate::failpoint;
@@ -73,6 +73,8 @@ fn hold(
 
     remains::clear(invocation, &request.runtime)?;
     failpoint::reach("target:wrapper:restoring")?;
+    // If this ends before the tasks are held, so does the pager.
+    let _pager = request.lazy.as_ref().map(|_| pager::spawn(directory)).transpose()?;
     let mut keeper = spawn_restore(invocation, directory, request)?;
     let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
     let done = hand_over(invocation, directory, client, network, init_pid);
@@ -125,6 +127,9 @@ fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &Resto
     command.extend([OsStr::new("--work-path"), work.as_os_str()]);
     // Locks are restored if the dump has them. The engine has made the cgroup and set its limits.
     command.extend(["--file-locks", "--manage-cgroups-mode", "ignore"].map(OsStr::new));
+    if request.lazy.is_some() {
+        command.push(OsStr::new("--lazy-pages"));
+    }
     if invocation.no_pivot {
         command.push(OsStr::new("--no-pivot"));
     }

@@ -39,6 +39,9 @@ pub(super) enum OciError {
     /// A test asked for it.
     #[error(transparent)]
     Injected(#[from] Injected),
+    /// A lazy restore without a pager.
+    #[error("there is nobody to fill the container's memory: {reason}")]
+    Pager { reason: String },
     /// CRIU or the runtime failed.
     #[error("restore failed: {cause}")]
     Restore { cause: String },

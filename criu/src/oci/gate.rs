@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::pager;
 use crate::failpoint;
 use crate::handoff::Directory;
 use crate::hook::{Action, Event};
@@ -34,6 +35,7 @@ pub(super) fn install(directory: &Path) -> io::Result<PathBuf> {
     let link = directory.join(HOOK);
     let _ = std::fs::remove_file(&link);
     // Of a former attempt, which has failed.
+    pager::forget(directory);
     for mark in [Directory::at(directory).resuming_mark(), Directory::at(directory).resumed_mark()] {
         let _ = std::fs::remove_file(mark);
     }
@@ -55,6 +57,11 @@ pub(super) fn held_pid_in(stream: impl Read) -> Option<i32> {
     let mut text = String::new();
     BufReader::new(stream.take(LONGEST_WORD)).read_line(&mut text).ok()?;
     text.strip_prefix("held ")?.trim().parse().ok()
+}
+
+/// What a hook that holds says.
+pub(super) fn held_word(init_pid: i32) -> String {
+    format!("held {init_pid}\n")
 }
 
 /// Lets the held tasks go (`go`), or lets CRIU kill them.
@@ -92,8 +99,10 @@ pub(super) fn called_by_criu(arguments: &[OsString]) -> Option<ExitCode> {
 /// Reports the tasks as held and waits for the word. An error is a no: nobody else knows of the tasks.
 fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
     let gate = bind(&directory.join("gate.sock"))?;
+    // First: once `create` has heard of them, the tasks may run.
+    pager::tell_held(directory, init_pid)?;
     let mut create = UnixStream::connect(directory.join("create.sock"))?;
-    create.write_all(format!("held {init_pid}\n").as_bytes())?;
+    create.write_all(held_word(init_pid).as_bytes())?;
     drop(create);
     failpoint::reach("target:hook:held").map_err(io::Error::other)?;
     loop {
@@ -120,7 +129,7 @@ fn hold(directory: &Path, init_pid: i32) -> io::Result<bool> {
     }
 }
 
-fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
     let _ = std::fs::remove_file(path);
     UnixListener::bind(path)
 }

@@ -18,6 +18,8 @@
 //!   engine waits for the end of our stdout.
 //! - The *keeper* is a process of its own because `runc restore` goes on after `create` has returned; the engine's shim
 //!   becomes its parent, and that of the restored tasks, as it is for an ordinary container.
+//! - The *pager* fills the memory of a container that is restored lazily, while it runs already; the *guard* beside it sees to it that no
+//!   task outlives a pager that it still needs.
 //! - The *hook* is this same program, called by CRIU through a symbolic link in the migration's directory.
 
 mod args;
@@ -30,6 +32,7 @@ pub mod fuzzing;
 mod gate;
 mod keeper;
 mod marker;
+mod pager;
 mod remains;
 mod runtime;
 mod runtime_log;
@@ -49,7 +52,7 @@ pub fn run(arguments: Vec<OsString>) -> ExitCode {
     if let Some(code) = gate::called_by_criu(&arguments) {
         return code;
     }
-    if let Some(code) = keeper::called_by_create(&arguments) {
+    if let Some(code) = keeper::called_by_create(&arguments).or_else(|| pager::called_by_create(&arguments)) {
         return code;
     }
     let arguments = &arguments[arguments.len().min(1)..];
@@ -146,6 +149,7 @@ mod tests {
             tcp: TcpMode::Close,
             network: Network::Given,
             runtime: "runc".into(),
+            lazy: None,
         };
         std::fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         assert_eq!(decide(ID, &directory, &pending).unwrap(), Decision::Restore(request));

@@ -259,6 +259,7 @@ impl Target {
                 Mode::Host | Mode::None => Network::Given,
             },
             runtime: self.context.config.criu.runc.clone(),
+            lazy: self.is_lazy().then(|| Directory::at(self.workspace.directory()).pages()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use spothop_criu::features::Features;
 use spothop_criu::memory::ConstantParent;
 use spothop_criu::memory::tracking::{Method, supported};
 use tracing::{info, warn};
@@ -22,9 +23,9 @@ pub struct Ways {
 impl Ways {
     /// Blocks for some 100 ms.
     #[must_use]
-    pub fn probe(wanted: &Wanted, criu: &Path, scratch: &Path) -> Self {
+    pub fn probe(wanted: &Wanted, features: &Features, scratch: &Path) -> Self {
         let parent = (wanted.mode < Mode::Dump).then(|| {
-            ConstantParent::probe(criu, scratch)
+            ConstantParent::probe(&features.criu_path, scratch)
                 .inspect_err(
                     |reason| warn!(%reason, "containers that leave this host are dumped by CRIU, all of their memory"),
                 )
@@ -33,7 +34,7 @@ impl Ways {
         let parent = parent.flatten();
         let tracking =
             parent.as_ref().filter(|_| wanted.mode < Mode::StopAndCopy).and_then(|_| tracking(wanted.tracking));
-        let lazy = false;
+        let lazy = wanted.restore == Restore::Lazy && features.lazy_pages;
         info!(paged = parent.is_some(), ?tracking, lazy, "ways of memory");
         Self { parent, tracking, lazy }
     }

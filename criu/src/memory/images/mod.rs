@@ -261,7 +261,8 @@ impl Pagemap {
         }
     }
 
-    fn read_any(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
+    /// That of `vpid`, whoever wrote it.
+    pub(super) fn read_any(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
         let path = pagemap_path(directory, vpid);
         let Some(mut image) = Image::open(&path, PAGEMAP)? else { return Ok(None) };
         let head: PagemapHead = image.required()?;

@@ -64,7 +64,7 @@ fn open_in(pid: i32, tid: i32) -> Result<(OwnedFd, i32), TrackError> {
     // difference: in asynchronous mode the kernel lets all of them pass.
     let flags = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64 | u64::from(UFFD_USER_MODE_ONLY);
     let number = calls.call("userfaultfd", libc::SYS_userfaultfd, flags)?;
-    let taken = pidfd::open(pid).and_then(|process| pidfd::descriptor(&process, number));
+    let taken = pidfd::open(pid).and_then(|process| pidfd::duplicate(&process, number));
     let closed = calls.call("close", libc::SYS_close, number as u64);
     let taken = taken.map_err(|errno| TrackError::Take { pid, source: errno.into() })?;
     closed.map(|_| (taken, number))

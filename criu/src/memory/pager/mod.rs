@@ -1,0 +1,410 @@
+//! The pager: fills the memory of tasks that CRIU restores lazily, while they run already.
+//!
+//! ```text
+//! CRIU ── lazy-pages.socket ──► pager     per task: its id, its userfaultfd
+//! CRIU: all tasks are made, post-restore hook ──► "held": the pager begins to fill
+//! CRIU ── end mark ──► pager              the tasks are about to run
+//! task touches a page ── fault ──► pager ── the page and its neighbours ──► task
+//!                                  pager ── everything else, piece by piece ──► tasks
+//! all in: the userfaultfds are closed, and the kernel forgets that there was a pager
+//! ```
+//! What a task lacks are its lazy pages as far as the store has bytes for them. Its holes, and what was never dumped, are pages of zeros:
+//! whoever faults on one gets it from us, and from the kernel once we are gone.
+//!
+//! # Invariants
+//! - A page is put in at most once, and never after the task has dropped, unmapped or moved it: nothing is put in while the kernel
+//!   has an event that was not read, because it refuses that.
+//! - A userfaultfd is closed only when its task lacks nothing. If this process dies before, whoever still has the
+//!   userfaultfds open must end the tasks before it closes them, or they would read zeros (see `oci::pager`).
+//! - Before the tasks run nothing may stand in the way of a page. If something does (the page is there, or its mapping is not
+//!   registered), the images are not as they should be, and the restore fails.
+
+mod progress;
+mod protocol;
+mod remaining;
+mod shard;
+mod source;
+mod task;
+mod uffd;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use self::progress::{Progress, Stage};
+use self::protocol::Message;
+use self::shard::Shard;
+use self::source::Source;
+use self::task::Task;
+use self::uffd::Uffd;
+use super::images::{self, Entry, PE_LAZY, Pagemap};
+use super::{ADDRESSES, ImageError, PAGE, Pages, Store, Vpid, bytes};
+use crate::failpoint;
+
+/// The name of CRIU's socket in its work directory (criu/uffd.c, LAZY_PAGES_SOCK_NAME).
+pub const SOCKET: &str = "lazy-pages.socket";
+
+/// More threads than this fill no faster: memory is the limit.
+const MOST_THREADS: usize = 8;
+
+/// Why tasks cannot be filled. Tasks that run must not go on then.
+#[derive(Debug, thiserror::Error)]
+pub enum PagerError {
+    /// The store cannot be read.
+    #[error("cannot read the page store: {0}")]
+    Open(#[source] io::Error),
+    /// A list of lazy pages is not one.
+    #[error("the lazy pages {range:x?} of task {vpid} are no pages of a process; the images are damaged")]
+    Pages {
+        /// The task.
+        vpid: Vpid,
+        /// Where it goes wrong.
+        range: std::ops::Range<u64>,
+    },
+    /// CRIU's connection broke.
+    #[error("the connection with CRIU broke: {0}")]
+    Connection(#[source] io::Error),
+    /// CRIU said something that is not its protocol.
+    #[error("CRIU sent {what} to the pager; is it 4.0 or later?")]
+    Protocol {
+        /// What.
+        what: &'static str,
+    },
+    /// CRIU restores a task that is not in the list, or one for the second time.
+    #[error("CRIU restores task {vpid}, whose pages are unknown or given away already; the images do not fit together")]
+    Unexpected {
+        /// The task.
+        vpid: Vpid,
+    },
+    /// A lazy page has no registered mapping, and no task has run yet.
+    #[error("page {address:#x} of task {vpid} is in no mapping that CRIU restores lazily; the images are damaged")]
+    NotRegistered {
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
+    },
+    /// A lazy page was there before it was put in, and no task has run yet.
+    #[error(
+        "page {address:#x} of task {vpid} is there before it was filled; were huge pages not switched off for CRIU?"
+    )]
+    There {
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
+    },
+    /// Two threads changed mappings at once, and the kernel's reports do not say which was first.
+    #[error("task {vpid} moved memory to {address:#x} over memory that it still lacked")]
+    Order {
+        /// The task.
+        vpid: Vpid,
+        /// Where it was moved to.
+        address: u64,
+    },
+    /// A task's events cannot be read.
+    #[error("cannot read the page faults of task {vpid}: {source}")]
+    Events {
+        /// The task.
+        vpid: Vpid,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The store cannot be read any more.
+    #[error("cannot read the page at {place:#x} of task {vpid} in the store: {source}")]
+    Store {
+        /// The task.
+        vpid: Vpid,
+        /// The offset in its file.
+        place: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel does not take a page.
+    #[error("cannot fill page {address:#x} of task {vpid}: {source}")]
+    Refused {
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A pipe, a poll or a thread.
+    #[error("the pager cannot work: {0}")]
+    System(#[source] io::Error),
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Processes that CRIU restored with memory.
+    pub tasks: u64,
+    /// Children that they had meanwhile.
+    pub forks: u64,
+    /// Page faults that waited for us, on pages of zeros too.
+    pub faults: u64,
+    /// Pages put in, those of children counted again.
+    pub pages: u64,
+    /// Those of them that nobody had asked for.
+    pub background_pages: u64,
+    /// Pages that the tasks made inaccessible before they were in.
+    pub gone_pages: u64,
+    /// From CRIU's first word until all was in.
+    pub time: Duration,
+    /// From the end mark, with which the tasks run, until all was in.
+    pub time_running: Duration,
+}
+
+impl Counters {
+    fn add(&mut self, other: &Self) {
+        self.tasks += other.tasks;
+        self.forks += other.forks;
+        self.faults += other.faults;
+        self.pages += other.pages;
+        self.background_pages += other.background_pages;
+        self.gone_pages += other.gone_pages;
+    }
+}
+
+/// How a pager ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All tasks have all their pages, or have ended.
+    Whole(Counters),
+    /// CRIU ended before it said that the tasks shall run. They never will.
+    GivenUp,
+}
+
+/// All tasks that may come, with their pages: open files, nothing else is needed of the migration's directory.
+#[derive(Debug)]
+pub struct Memory(BTreeMap<Vpid, (Arc<Source>, Pages)>);
+
+impl Memory {
+    /// The tasks of `lazy` with the pages that CRIU leaves to us, out of `store`. Every task that CRIU restores must be named, also one
+    /// without such pages.
+    ///
+    /// # Errors
+    /// [`PagerError::Open`], or [`PagerError::Pages`] for what is no page.
+    pub fn open(store: &Store, lazy: BTreeMap<Vpid, Pages>) -> Result<Self, PagerError> {
+        // Without any there were no pages but zeros.
+        fs::metadata(store.directory()).map_err(PagerError::Open)?;
+        let open = |(vpid, pages): (Vpid, Pages)| {
+            let is_page = |address: &u64| address.is_multiple_of(PAGE) && *address <= ADDRESSES;
+            if let Some(range) = pages.iter().find(|range| ![range.start, range.end].iter().all(is_page)) {
+                return Err(PagerError::Pages { vpid, range: range.clone() });
+            }
+            let source = Source::open(store, vpid).map_err(PagerError::Open)?;
+            let filled = source.filled(&pages).map_err(PagerError::Open)?;
+            Ok((vpid, (Arc::new(source), filled)))
+        };
+        lazy.into_iter().map(open).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// The pages that CRIU leaves to a pager at the restore of `images`: those of [`super::Composed::lazy`], as they were written.
+///
+/// # Errors
+/// The images are not as [`super::compose`] leaves them.
+pub fn lazy(images: &Path) -> Result<BTreeMap<Vpid, Pages>, ImageError> {
+    let mut lazy = BTreeMap::new();
+    for vpid in images::tasks_with_pages(images)? {
+        let Some(pagemap) = Pagemap::read_any(images, vpid)? else { continue };
+        let mut pages = Pages::new();
+        for Entry { range, flags } in pagemap.entries.into_iter().filter(|entry| entry.flags & PE_LAZY != 0) {
+            // What is in the images as well, CRIU would leave to us, and we have it not.
+            if flags != PE_LAZY {
+                let path = images::pagemap_path(images, vpid);
+                return Err(ImageError::Flags { path, address: range.start, flags });
+            }
+            pages.insert(range);
+        }
+        lazy.insert(vpid, pages);
+    }
+    Ok(lazy)
+}
+
+/// The word that all mappings are registered and the tasks are stopped: CRIU's post-restore hook was called.
+#[derive(Debug)]
+pub struct Held(PipeWriter);
+
+impl Held {
+    /// The word, and where [`serve`] hears it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new() -> io::Result<(Self, PipeReader)> {
+        io::pipe().map(|(reader, writer)| (Self(writer), reader))
+    }
+
+    /// Says it: the pager begins to fill. Without it, it begins when the tasks run.
+    ///
+    /// # Errors
+    /// When the pager has ended.
+    pub fn say(&mut self) -> io::Result<()> {
+        self.0.write_all(&[1])
+    }
+}
+
+/// Serves the tasks that CRIU announces on `criu`, until all of them have what `memory` has for them.
+///
+/// # Errors
+/// Any. The userfaultfds of tasks that lack pages stay open for as long as this process lives, and theirs is to be ended before it ends.
+pub fn serve(criu: &UnixStream, held: PipeReader, memory: Memory) -> Result<Ending, PagerError> {
+    protocol::prepare(criu).map_err(PagerError::Connection)?;
+    let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    let (progress, bells) = Progress::new(criu, threads).map_err(PagerError::System)?;
+    let (alarm, trouble) = io::pipe().map_err(PagerError::System)?;
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let mut desk =
+            Desk { criu, held: Some(held), alarm, progress: &progress, memory, shares: Vec::new(), tasks: 0 };
+        let mut workers = Vec::new();
+        let heard = bells.into_iter().try_for_each(|bell| {
+            let (sender, arriving) = channel();
+            let shard = Shard::new(&progress, bell, arriving);
+            let alarm = Alarm { progress: &progress, desk: &trouble };
+            let name = thread::Builder::new().name("pager".into());
+            workers.push(name.spawn_scoped(scope, move || work(shard, alarm)).map_err(PagerError::System)?);
+            desk.shares.push(Share { sender, bytes: 0 });
+            Ok(())
+        });
+        let heard = heard.and_then(|()| desk.hear());
+        let running = Instant::now();
+        let mut counters = Counters { tasks: desk.tasks, ..Counters::default() };
+        // No more will come, which who waits for more has to be told.
+        drop(desk);
+        if matches!(heard, Ok(Heard::Finished)) {
+            progress.ring_all()
+        } else {
+            progress.stop()
+        }
+        for worker in workers {
+            match worker.join() {
+                Ok(done) => counters.add(&done?),
+                Err(panic) => resume_unwind(panic),
+            }
+        }
+        (counters.time, counters.time_running) = (start.elapsed(), running.elapsed());
+        match heard? {
+            Heard::Finished => Ok(Ending::Whole(counters)),
+            Heard::Closed | Heard::Alarm => Ok(Ending::GivenUp),
+        }
+    })
+}
+
+/// A thread's work. If it fails, everybody stops.
+fn work(shard: Shard<'_, '_>, alarm: Alarm<'_, '_>) -> Result<Counters, PagerError> {
+    let done = shard.run();
+    if done.is_ok() {
+        std::mem::forget(alarm);
+    }
+    done
+}
+
+/// Stops everybody when it is dropped.
+struct Alarm<'p, 'c> {
+    progress: &'p Progress<'c>,
+    desk: &'p PipeWriter,
+}
+
+impl Drop for Alarm<'_, '_> {
+    fn drop(&mut self) {
+        self.progress.stop();
+        // The other end is open for as long as anybody listens there.
+        let _ = self.desk.write(&[1]);
+    }
+}
+
+/// Where new tasks of a thread go.
+struct Share {
+    sender: Sender<Task>,
+    /// What was given to it.
+    bytes: u64,
+}
+
+/// What ended the hearing.
+enum Heard {
+    /// The tasks run.
+    Finished,
+    /// CRIU is gone.
+    Closed,
+    /// A thread has failed, and says why itself.
+    Alarm,
+}
+
+/// Hears CRIU and the hook, and gives each task to a thread.
+struct Desk<'p, 'c> {
+    criu: &'c UnixStream,
+    held: Option<PipeReader>,
+    alarm: PipeReader,
+    progress: &'p Progress<'c>,
+    memory: Memory,
+    shares: Vec<Share>,
+    tasks: u64,
+}
+
+impl Desk<'_, '_> {
+    fn hear(&mut self) -> Result<Heard, PagerError> {
+        loop {
+            let [criu, alarm, held] = self.wait()?;
+            if alarm {
+                return Ok(Heard::Alarm);
+            }
+            if held && let Some(mut word) = self.held.take() {
+                // If it ends without a word there will be none.
+                if word.read(&mut [0]).map_err(PagerError::System)? == 1 {
+                    self.progress.reach(Stage::Held);
+                }
+            }
+            if criu {
+                match protocol::next(self.criu, || self.progress.reach(Stage::Running))? {
+                    Message::Task(vpid, uffd) => self.take(vpid, uffd)?,
+                    Message::Zombie => {}
+                    Message::Finished => {
+                        let injected = failpoint::reach("target:pager:running");
+                        injected.map_err(|injected| PagerError::System(io::Error::other(injected)))?;
+                        return Ok(Heard::Finished);
+                    }
+                    Message::Closed => return Ok(Heard::Closed),
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<[bool; 3], PagerError> {
+        let mut fds = vec![PollFd::new(self.criu.as_fd(), PollFlags::POLLIN)];
+        fds.push(PollFd::new(self.alarm.as_fd(), PollFlags::POLLIN));
+        fds.extend(self.held.iter().map(|held| PollFd::new(held.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(PagerError::System(errno.into())),
+        }
+        Ok([0, 1, 2].map(|at| fds.get(at).and_then(PollFd::any) == Some(true)))
+    }
+
+    /// Gives a task to the thread that has been given least.
+    fn take(&mut self, vpid: Vpid, uffd: Uffd) -> Result<(), PagerError> {
+        let (source, pages) = self.memory.0.remove(&vpid).ok_or(PagerError::Unexpected { vpid })?;
+        let least = (0..self.shares.len()).min_by_key(|&at| self.shares[at].bytes).unwrap_or_default();
+        let share = &mut self.shares[least];
+        share.bytes += bytes(&pages);
+        self.tasks += 1;
+        // A thread that has ended has rung the alarm.
+        let _ = share.sender.send(Task::new(vpid, uffd, source, &pages));
+        self.progress.ring(least);
+        Ok(())
+    }
+}

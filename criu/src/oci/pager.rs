@@ -1,0 +1,311 @@
+//! The pager of a lazy restore, and the guard beside it.
+//!
+//! ```text
+//! create ──► guard ──► pager ◄── lazy-pages.socket ── CRIU
+//!              ▲
+//!              └── pager.sock: "held <pid>" ── hook, which goes on when it hears "ok"
+//! ```
+//! Two processes that share their table of open files (clone(2), CLONE_FILES): whatever userfaultfd the pager gets, from CRIU or by a fork
+//! of a task, the guard has open at the same instant. If the pager dies before all pages are in, the guard kills the container and lets
+//! the userfaultfds go when everything in it is dead; no task ever reads a zero where there was something else. If the guard dies the
+//! pager goes on alone.
+//!
+//! Both are children of `create`, and the engine's shim's after that, like the keeper. They have none of the container's standard streams,
+//! for whose end the engine waits, and need the migration's directory only until they are ready: its files are open then.
+//! Until the hook has been answered no task can run, and the guard ends all of it when `create` ends (its standard input).
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, PipeReader, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, clone};
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::error::{OciError, file};
+use super::gate;
+use crate::cgroup::Grip;
+use crate::handoff::{Directory, RestoreRequest};
+use crate::memory::pager::{self, Counters, Ending, Held, Memory, SOCKET};
+use crate::memory::{ImageError, Store};
+use crate::pidfd;
+
+/// The hidden verb by which `create` starts the guard.
+const VERB: &str = "--spothop-pager";
+
+/// Where the hook finds the guard.
+const GUARD: &str = "pager.sock";
+
+/// How it ended, as far as the directory is still there: [`Note`].
+const NOTE: &str = "paged.json";
+
+/// What the guard says when both are ready, and to a hook that may go on.
+const READY: &str = "ready";
+const OK: &str = "ok";
+
+/// For an answer of the guard, which has nothing else to do.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The longest reason why there is no pager, in bytes; an error of ours with a path or two.
+const LONGEST_REASON: u64 = 16 << 10;
+
+/// The pager's exit statuses: no task needs it any more; CRIU has failed, and its tasks never ran; tasks lack pages that it cannot give.
+const WHOLE: isize = 0;
+const FAILED: isize = 1;
+const GIVEN_UP: isize = 2;
+
+/// The pager's stack; its threads have their own.
+const STACK: usize = 1 << 20;
+
+/// Why there is no pager.
+#[derive(Debug, thiserror::Error)]
+enum NoPager {
+    #[error(transparent)]
+    Handoff(#[from] crate::handoff::HandoffError),
+    #[error("the restore in {0} was to be lazy, and its request does not say so")]
+    NotLazy(String),
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    #[error(transparent)]
+    Pager(#[from] pager::PagerError),
+    #[error("cannot listen on {path}: {source}")]
+    Listen { path: String, source: io::Error },
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// How a pager ended.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Note {
+    /// Why tasks had to be killed.
+    error: Option<String>,
+    /// What was done, if all is in.
+    counters: Option<Counters>,
+}
+
+/// Starts guard and pager for the restore in `directory` and returns when CRIU may connect. They end when the child's standard input
+/// is dropped, unless the tasks are held by then.
+pub(super) fn spawn(directory: &Directory) -> Result<Child, OciError> {
+    let error = || file("start the pager in", directory.path());
+    let mut command = Command::new(std::env::current_exe().map_err(error())?);
+    command.arg(VERB).arg(directory.path());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut guard = command.spawn().map_err(error())?;
+    let mut said = String::new();
+    if let Some(stdout) = guard.stdout.take() {
+        stdout.take(LONGEST_REASON).read_to_string(&mut said).map_err(error())?;
+    }
+    if said == READY {
+        return Ok(guard);
+    }
+    let _ = guard.wait();
+    Err(OciError::Pager { reason: if said.is_empty() { "it was killed".to_owned() } else { said } })
+}
+
+/// Takes away what a former attempt has left, by which the hook knows that there is a pager.
+pub(super) fn forget(directory: &Path) {
+    let _ = fs::remove_file(directory.join(GUARD));
+}
+
+/// Says to the guard, if the restore is lazy, that all tasks are there and stopped. An error means that they must not run.
+pub(super) fn tell_held(directory: &Path, init_pid: i32) -> io::Result<()> {
+    let path = directory.join(GUARD);
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut guard = UnixStream::connect(path)?;
+    guard.set_read_timeout(Some(ANSWER))?;
+    guard.write_all(gate::held_word(init_pid).as_bytes())?;
+    let mut answer = String::new();
+    guard.take(OK.len() as u64).read_to_string(&mut answer)?;
+    if answer == OK { Ok(()) } else { Err(io::Error::other("there is no pager any more")) }
+}
+
+/// Does the guard's and the pager's work when this process is to; `None` when it is not.
+pub(super) fn called_by_create(arguments: &[OsString]) -> Option<ExitCode> {
+    let [_, verb, directory] = arguments else { return None };
+    if verb != VERB {
+        return None;
+    }
+    let directory = Directory::at(Path::new(directory));
+    Some(match prepare(&directory).and_then(|(work, guard)| start(work, guard, &directory)) {
+        Ok(code) => code,
+        Err(error) => {
+            // If `create` is gone nobody wants to know.
+            let _ = write!(io::stdout(), "{error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// What the pager has.
+#[derive(Debug)]
+struct Work {
+    criu: UnixListener,
+    memory: Memory,
+    held: PipeReader,
+}
+
+/// What the guard has.
+#[derive(Debug)]
+struct Guard {
+    hook: UnixListener,
+    held: Held,
+    /// The container, once its tasks may run.
+    container: Option<Grip>,
+}
+
+fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
+    // Best effort: memory is scarcest while it is being filled, and who kills one of us kills the container.
+    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
+    allow_many_files();
+    let not_lazy = || NoPager::NotLazy(directory.path().display().to_string());
+    let request = RestoreRequest::read(directory)?.ok_or_else(not_lazy)?;
+    let store = Store::at(request.lazy.ok_or_else(not_lazy)?);
+    let memory = Memory::open(&store, pager::lazy(&request.images)?)?;
+    let (held, heard) = Held::new()?;
+    let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, held: heard };
+    Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, held, container: None }))
+}
+
+fn listen(path: &Path) -> Result<UnixListener, NoPager> {
+    gate::bind(path).map_err(|source| NoPager::Listen { path: path.display().to_string(), source })
+}
+
+/// Each task takes two descriptors: as many as the system lets us have.
+#[expect(unsafe_code, reason = "nix has these calls only with a feature that nothing else needs")]
+fn allow_many_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes `limit`, and then reads it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Makes this process the guard of another, which is the pager.
+fn start(work: Work, guard: Guard, directory: &Directory) -> Result<ExitCode, NoPager> {
+    let mut work = Some(work);
+    let mut stack = vec![0; STACK];
+    let pager = fork_with_files(&mut stack, || work.take().map_or(1, |work| page(work, directory)))?;
+    // Its files are the pager's alone, and closing them here would close them there.
+    std::mem::forget(work);
+    let process = pidfd::open(pager.as_raw()).map_err(io::Error::from)?;
+    io::stdout().write_all(READY.as_bytes()).and_then(|()| io::stdout().flush())?;
+    nix::unistd::dup2_stdout(File::open("/dev/null")?).map_err(io::Error::from)?;
+    Ok(guard.watch(pager, &process))
+}
+
+/// Starts a process that shares our open files and has a copy of our memory; its exit status is what `work` returns.
+#[expect(unsafe_code, reason = "std has no fork, and nix's cannot share open files")]
+fn fork_with_files(stack: &mut [u8], work: impl FnMut() -> isize) -> io::Result<Pid> {
+    let child = Box::new(work);
+    // SAFETY: this process has one thread, so that the copy of its memory is whole; the stack is large enough for a function that
+    // starts threads. The child leaves by _exit when `work` returns: nothing of ours is dropped there.
+    let pid = unsafe { clone(child, stack, CloneFlags::CLONE_FILES, Some(libc::SIGCHLD)) };
+    Ok(pid?)
+}
+
+/// The pager's life. What it returns is its exit status.
+fn page(work: Work, directory: &Directory) -> isize {
+    let Work { criu, memory, held } = work;
+    let served = match accept(&criu) {
+        Ok(Some(criu)) => pager::serve(&criu, held, memory).map_err(|error| error.to_string()),
+        Ok(None) => Ok(Ending::GivenUp),
+        Err(error) => Err(format!("cannot hear CRIU: {error}")),
+    };
+    if let Err(error) = &served {
+        log(&format!("restore in {}: the pager cannot go on: {error}", directory.path().display()));
+    }
+    let (note, status) = match served {
+        Ok(Ending::Whole(counters)) => (Note { error: None, counters: Some(counters) }, WHOLE),
+        Ok(Ending::GivenUp) => {
+            (Note { error: Some("CRIU ended before the tasks ran".to_owned()), counters: None }, GIVEN_UP)
+        }
+        Err(error) => (Note { error: Some(error), counters: None }, FAILED),
+    };
+    // Best effort: the directory may be gone, and the tasks go on or die without it.
+    let _ = fs::write(directory.path().join(NOTE), serde_json::json!(note).to_string());
+    status
+}
+
+/// CRIU's connection; `None` when `create` ends before there is one.
+fn accept(criu: &UnixListener) -> io::Result<Option<UnixStream>> {
+    let create = io::stdin();
+    let mut fds = [PollFd::new(criu.as_fd(), PollFlags::POLLIN), PollFd::new(create.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut fds, PollTimeout::NONE).is_err() {}
+    match fds[0].any() {
+        Some(true) => criu.accept().map(|(criu, _)| Some(criu)),
+        _ => Ok(None),
+    }
+}
+
+impl Guard {
+    /// Waits for the pager's end, and sees to it that no task outlives it that needs it.
+    fn watch(mut self, pager: Pid, process: &OwnedFd) -> ExitCode {
+        loop {
+            let [ended, hook, create] = self.wait(process);
+            if ended {
+                break;
+            }
+            if hook && let Ok((hook, _)) = self.hook.accept() {
+                // The hook takes silence for a no.
+                let _ = self.hear(hook);
+            }
+            if create && self.container.is_none() {
+                let _ = pidfd::send_signal(process, Signal::SIGKILL);
+            }
+        }
+        let status = waitpid(pager, None);
+        let exited = |with: isize| matches!(status, Ok(WaitStatus::Exited(_, status)) if status as isize == with);
+        if exited(WHOLE) {
+            return ExitCode::SUCCESS;
+        }
+        if let Some(container) = &self.container {
+            if !exited(GIVEN_UP) {
+                log(&format!(
+                    "the pager has ended ({status:?}): the container lacks pages of its memory and is killed"
+                ));
+            }
+            container.kill();
+        }
+        ExitCode::FAILURE
+    }
+
+    fn wait(&self, process: &OwnedFd) -> [bool; 3] {
+        let create = io::stdin();
+        let mut fds = vec![PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+        fds.push(PollFd::new(self.hook.as_fd(), PollFlags::POLLIN));
+        if self.container.is_none() {
+            fds.push(PollFd::new(create.as_fd(), PollFlags::POLLIN));
+        }
+        // Interrupted, nothing is to be read.
+        let _ = poll(&mut fds, PollTimeout::NONE);
+        [0, 1, 2].map(|at| fds.get(at).and_then(PollFd::any) == Some(true))
+    }
+
+    fn hear(&mut self, hook: UnixStream) -> io::Result<()> {
+        hook.set_read_timeout(Some(ANSWER))?;
+        let mut answer = hook.try_clone()?;
+        let Some(init_pid) = gate::held_pid(hook) else { return Ok(()) };
+        self.container = Some(Grip::on(init_pid)?);
+        self.held.say()?;
+        answer.write_all(OK.as_bytes())
+    }
+}
+
+/// For the host's log (syslog(3), LOG_CRIT): nobody else is there to hear it.
+fn log(text: &str) {
+    let line = format!("<2>spothop-oci[{}]: {text}", std::process::id());
+    let _ = UnixDatagram::unbound().and_then(|socket| socket.send_to(line.as_bytes(), "/dev/log"));
+}
