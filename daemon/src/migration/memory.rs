@@ -17,12 +17,16 @@ use std::vec::IntoIter;
 
 use nix::time::{ClockId, clock_gettime};
 use spothop_criu::memory::tracking::{Method, Tracker};
-use spothop_criu::memory::{self, Pages, Process, Vpid};
+use spothop_criu::memory::{self, PIECE, Pages, Process, Vpid};
 use spothop_transfer::{Extent, ExtentSource};
 use tracing::{info, warn};
 
 use super::Error;
 use super::error::chain;
+use super::packing::{self, PACKED};
+
+/// From this length on a range of pages goes alone, in bytes; shorter ones are packed together.
+const ALONE: u64 = 64 << 10;
 
 /// The memory of one container.
 #[derive(Debug)]
@@ -99,23 +103,20 @@ impl Memory {
 
     /// Takes all that is to be sent. Of running tasks, what is gone when it is read is left out; of frozen ones, that is an error.
     pub(super) fn batch(&mut self, frozen: bool, pace: Option<Pace>) -> Arc<Batch> {
-        let mut pieces = Vec::new();
-        let mut sources = BTreeMap::new();
+        let (mut pieces, mut packs, mut readers) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (&vpid, task) in &mut self.tasks {
             let pages = std::mem::take(&mut task.to_send);
-            pieces.extend(memory::pieces(&pages).map(|range| (vpid, range)));
+            let (few, many): (Vec<_>, Vec<_>) =
+                memory::pieces(&pages).partition(|range| range.end - range.start < ALONE);
+            pieces.extend(many.into_iter().map(|range| (vpid, range)));
+            packs.extend(packing::divide(few).into_iter().map(|ranges| (vpid, ranges)));
             task.sent.extend(pages);
-            sources.insert(vpid, (task.pid, task.tracker.clone()));
+            readers.insert(vpid, Reader { pid: task.pid, tracker: task.tracker.clone() });
         }
-        let bytes = pieces.iter().map(|(_, range)| range.end - range.start).sum();
-        Arc::new(Batch {
-            bytes,
-            pieces: Mutex::new(pieces.into_iter()),
-            sources,
-            frozen,
-            pace,
-            unread: Mutex::default(),
-        })
+        let packed = packs.iter().map(|(_, ranges)| packing::length(ranges) as u64).sum::<u64>();
+        let bytes = packed + pieces.iter().map(|(_, range)| range.end - range.start).sum::<u64>();
+        let todo = Mutex::new((pieces.into_iter(), 0..packs.len()));
+        Arc::new(Batch { bytes, todo, packs, readers, frozen, pace, unread: Mutex::default() })
     }
 
     /// The target has the batch.
@@ -176,40 +177,68 @@ impl Task {
 pub(super) struct Batch {
     /// How much it is.
     pub(super) bytes: u64,
-    pieces: Mutex<IntoIter<(Vpid, Range<u64>)>>,
-    sources: BTreeMap<Vpid, (i32, Option<Arc<RwLock<Tracker>>>)>,
+    todo: Mutex<Todo>,
+    packs: Vec<(Vpid, Vec<Range<u64>>)>,
+    readers: BTreeMap<Vpid, Reader>,
     frozen: bool,
     pace: Option<Pace>,
     /// What was gone when it was to be read.
     unread: Mutex<Vec<(Vpid, Range<u64>)>>,
 }
 
+/// Pieces that go alone, and the numbers of the packs.
+type Todo = (IntoIter<(Vpid, Range<u64>)>, Range<usize>);
+
+#[derive(Debug)]
+struct Reader {
+    pid: i32,
+    tracker: Option<Arc<RwLock<Tracker>>>,
+}
+
+impl Batch {
+    /// Reads a range; returns how much of it is there.
+    fn read_range(&self, vpid: Vpid, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(Reader { pid, tracker }) = self.readers.get(&vpid) else { return Ok(0) };
+        let read = match self.frozen {
+            true => memory::read_exact(*pid, range.start, buffer).map(|()| buffer.len())?,
+            // A process that has ended is none at the next look.
+            false => memory::read(*pid, range.start, buffer).unwrap_or(0),
+        };
+        if let Some(tracker) = tracker {
+            tracker.read().unwrap_or_else(PoisonError::into_inner).sent(range.start, &buffer[..read]);
+        }
+        if read < buffer.len() {
+            let gone = range.start + read as u64..range.end;
+            self.unread.lock().unwrap_or_else(PoisonError::into_inner).push((vpid, gone));
+        }
+        Ok(read)
+    }
+}
+
 impl ExtentSource for Batch {
     fn next(&self) -> Option<Extent> {
-        let (vpid, range) = self.pieces.lock().unwrap_or_else(PoisonError::into_inner).next()?;
-        // Process ids are positive, and a piece is at most 1 MiB.
-        Some(Extent { object: vpid.cast_unsigned(), offset: range.start, length: (range.end - range.start) as u32 })
+        let (pieces, packs) = &mut *self.todo.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((vpid, range)) = pieces.next() {
+            // Process ids are positive, and a piece is at most 1 MiB.
+            let length = (range.end - range.start) as u32;
+            return Some(Extent { object: vpid.cast_unsigned(), offset: range.start, length });
+        }
+        let number = packs.next()?;
+        let (vpid, ranges) = &self.packs[number];
+        let (object, offset) = (vpid.cast_unsigned() | PACKED, number as u64 * PIECE);
+        Some(Extent { object, offset, length: packing::length(ranges) as u32 })
     }
 
     fn read(&self, extent: Extent, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(pace) = &self.pace {
             pace.keep();
         }
-        let vpid = extent.object.cast_signed();
-        let Some((pid, tracker)) = self.sources.get(&vpid) else { return Ok(0) };
-        let read = match self.frozen {
-            true => memory::read_exact(*pid, extent.offset, buffer).map(|()| buffer.len())?,
-            // A process that has ended is none at the next look.
-            false => memory::read(*pid, extent.offset, buffer).unwrap_or(0),
-        };
-        if let Some(tracker) = tracker {
-            tracker.read().unwrap_or_else(PoisonError::into_inner).sent(extent.offset, &buffer[..read]);
+        if extent.object & PACKED == 0 {
+            let range = extent.offset..extent.offset + buffer.len() as u64;
+            return self.read_range(extent.object.cast_signed(), &range, buffer);
         }
-        if read < buffer.len() {
-            let gone = extent.offset + read as u64..extent.offset + buffer.len() as u64;
-            self.unread.lock().unwrap_or_else(PoisonError::into_inner).push((vpid, gone));
-        }
-        Ok(read)
+        let (vpid, ranges) = &self.packs[(extent.offset / PIECE) as usize];
+        packing::pack(ranges, buffer, |range, bytes| self.read_range(*vpid, range, bytes))
     }
 }
 
@@ -247,13 +276,13 @@ fn processor_time() -> Duration {
 mod tests {
     use super::*;
 
-    fn pages(ranges: &[Range<u64>]) -> Pages {
-        ranges.iter().cloned().collect()
+    fn pages<const N: usize>(ranges: [(u64, u64); N]) -> Pages {
+        ranges.into_iter().map(|(start, end)| start..end).collect()
     }
 
     fn with_tasks(vpids: &[Vpid]) -> Memory {
         let mut memory = Memory::new(1, None);
-        let processes: Vec<_> = vpids.iter().map(|&vpid| Process { pid: 1000 + vpid, vpid }).collect();
+        let processes: Vec<_> = vpids.iter().map(|&vpid| Process { pid: (1 << 23) + vpid, vpid }).collect();
         memory.meet(&processes);
         memory
     }
@@ -261,32 +290,34 @@ mod tests {
     #[test]
     fn only_what_the_target_lacks_is_owed() {
         let mut memory = with_tasks(&[1, 7]);
-        memory.tasks.get_mut(&1).unwrap().sent = pages(&[0x1000..0x4000, 0x8000..0x9000]);
-        memory.owe([(1, pages(&[0x2000..0x6000])), (7, pages(&[0x1000..0x2000]))].into()).unwrap();
-        assert_eq!(memory.tasks[&1].to_send, pages(&[0x4000..0x6000]));
+        memory.tasks.get_mut(&1).unwrap().sent = pages([(0x1000, 0x4000), (0x8000, 0x9000)]);
+        memory.owe([(1, pages([(0x2000, 0x6000)])), (7, pages([(0x1000, 0x2000)]))].into()).unwrap();
+        assert_eq!(memory.tasks[&1].to_send, pages([(0x4000, 0x6000)]));
         assert_eq!(memory.to_send(), 0x3000);
-        assert!(matches!(memory.owe([(8, pages(&[0x1000..0x2000]))].into()), Err(Error::StrangeTask { vpid: 8 })));
+        assert!(matches!(memory.owe([(8, pages([(0x1000, 0x2000)]))].into()), Err(Error::StrangeTask { vpid: 8 })));
     }
 
     #[test]
     fn a_batch_is_sent_but_for_what_could_not_be_read() {
         let mut memory = with_tasks(&[1]);
-        memory.tasks.get_mut(&1).unwrap().to_send = pages(&[0x1000..0x4000]);
+        memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x1000, 0x4000), (0x8000, 0x9000), (0x10000, 0x30000)]);
         let batch = memory.batch(false, None);
-        assert_eq!((batch.bytes, memory.to_send()), (0x3000, 0));
-        let extent = batch.next().unwrap();
-        assert_eq!(extent, Extent { object: 1, offset: 0x1000, length: 0x3000 });
-        assert_eq!(batch.next(), None);
-        batch.unread.lock().unwrap().push((1, 0x2000..0x4000));
+        let packed = 4 + 2 * 12 + 0x4000;
+        assert_eq!((batch.bytes, memory.to_send()), (0x20000 + u64::from(packed), 0));
+        assert_eq!(batch.next(), Some(Extent { object: 1, offset: 0x10000, length: 0x20000 }));
+        let pack = Extent { object: 1 | PACKED, offset: 0, length: packed };
+        assert_eq!((batch.next(), batch.next()), (Some(pack), None));
+        // There is no such process.
+        assert_eq!(batch.read(pack, &mut vec![0; packed as usize]).unwrap(), 4 + 2 * 12);
         memory.sent(&batch);
-        assert_eq!(memory.tasks[&1].sent, pages(&[0x1000..0x2000]));
+        assert_eq!(memory.tasks[&1].sent, pages([(0x10000, 0x30000)]));
     }
 
     #[test]
     fn a_process_id_that_is_used_again_is_another_process() {
         let mut memory = with_tasks(&[1]);
-        memory.tasks.get_mut(&1).unwrap().sent = pages(&[0x1000..0x2000]);
-        memory.meet(&[Process { pid: 1001, vpid: 1 }]);
+        memory.tasks.get_mut(&1).unwrap().sent = pages([(0x1000, 0x2000)]);
+        memory.meet(&[Process { pid: (1 << 23) + 1, vpid: 1 }]);
         assert!(!memory.tasks[&1].sent.is_empty());
         memory.meet(&[Process { pid: 4711, vpid: 1 }]);
         assert!(memory.tasks[&1].sent.is_empty());

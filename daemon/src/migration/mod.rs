@@ -6,7 +6,7 @@
 //! | `phase`, `step` | the words of the journal: how far it is, what was done |
 //! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
 //! | `target`, `arrival`, `handoff` | the target's way to the restored tasks, what becomes of them, and the talk with the restoring runtime |
-//! | `outgoing`, `memory`, `ways` | memory page by page: the source's rounds, its bookkeeping, and what a host can do of it |
+//! | `outgoing`, `memory`, `packing`, `ways` | memory page by page: the source's rounds, its bookkeeping, scattered pages on the wire, and what a host can do of it |
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
@@ -30,6 +30,7 @@ mod memory;
 pub mod message;
 mod moving;
 mod outgoing;
+mod packing;
 pub mod peers;
 mod phase;
 pub mod protocol;

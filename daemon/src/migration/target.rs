@@ -20,6 +20,7 @@ use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
 use super::moving::Moving;
+use super::packing::{PACKED, unpack};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::capacity::Reservation;
@@ -347,7 +348,10 @@ struct Incoming(Store);
 
 impl ExtentSink for Incoming {
     fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.put(object.cast_signed(), offset, bytes)
+        match object & PACKED {
+            0 => self.0.put(object.cast_signed(), offset, bytes),
+            _ => unpack(bytes, |address, bytes| self.0.put((object & !PACKED).cast_signed(), address, bytes)),
+        }
     }
 
     fn zero(&self, object: u32, offset: u64, length: u32) -> io::Result<()> {
