@@ -57,10 +57,8 @@ impl<'p, 'c> Shard<'p, 'c> {
                 return Ok(self.counters);
             }
             let at_work = may_fill && self.tasks.iter().any(|task| !task.is_filled());
-            if pause.is_some() || !at_work {
-                self.wait(pause)?;
-            }
-            let faults = self.attend()?;
+            let ready = self.wait(pause.or(at_work.then_some(Duration::ZERO)))?;
+            let faults = self.attend(&ready)?;
             let background = if may_fill { self.advance()? } else { Hindrance::Idle };
             pause = faults.max(background).pause();
         }
@@ -77,8 +75,8 @@ impl<'p, 'c> Shard<'p, 'c> {
         }
     }
 
-    /// Waits for an event of any task, for the bell, or for the end of `timeout`.
-    fn wait(&self, timeout: Option<Duration>) -> Result<(), PagerError> {
+    /// Waits for an event of any task, for the bell, or for the end of `timeout`; says which tasks have events.
+    fn wait(&self, timeout: Option<Duration>) -> Result<Vec<bool>, PagerError> {
         let mut fds = vec![PollFd::new(self.bell.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.tasks.iter().map(|task| PollFd::new(task.as_fd(), PollFlags::POLLIN)));
         match ppoll(&mut fds, timeout.map(TimeSpec::from_duration), None) {
@@ -88,15 +86,19 @@ impl<'p, 'c> Shard<'p, 'c> {
         if fds[0].any() == Some(true) {
             hush(&self.bell);
         }
-        Ok(())
+        Ok(fds[1..].iter().map(|fd| fd.any() == Some(true)).collect())
     }
 
-    /// Events of all tasks.
-    fn attend(&mut self) -> Result<Hindrance, PagerError> {
+    /// Events of the tasks that are `ready`, and faults that could not be helped before.
+    fn attend(&mut self, ready: &[bool]) -> Result<Hindrance, PagerError> {
         let mut worst = Hindrance::Idle;
         // Children come behind the others, and are looked at in the next round.
-        for _ in 0..self.tasks.len() {
+        for &ready in ready {
             let Some(mut task) = self.tasks.pop_front() else { break };
+            if !ready && !task.is_waited_for() {
+                self.tasks.push_back(task);
+                continue;
+            }
             let mut born = Vec::new();
             let attempt = task.attend(self.progress, &mut self.buffer, &mut self.counters, &mut born)?;
             worst = worst.max(attempt.into());

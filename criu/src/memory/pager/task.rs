@@ -15,8 +15,9 @@ use crate::memory::{PAGE, Pages, Vpid};
 /// What a fault brings along, in bytes: the block that it is in.
 const NEIGHBOURHOOD: u64 = 64 << 10;
 
-/// How many bytes the background puts in before it looks for faults: what a fault may have to wait for.
-const BACKGROUND: u64 = 256 << 10;
+/// How many bytes the background puts in before it looks for faults: what a fault has to wait for, at most. Half of it is hardly slower
+/// and twice as much hardly faster (measured on 1 GiB).
+const BACKGROUND: u64 = 128 << 10;
 
 /// Bytes of the longest piece.
 pub(super) const BUFFER: usize = if BACKGROUND > NEIGHBOURHOOD { BACKGROUND } else { NEIGHBOURHOOD } as usize;
