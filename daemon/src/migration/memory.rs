@@ -180,7 +180,8 @@ pub(super) struct Batch {
     todo: Mutex<Todo>,
     packs: Vec<(Vpid, Vec<Range<u64>>)>,
     readers: BTreeMap<Vpid, Reader>,
-    frozen: bool,
+    /// Whether the tasks are frozen: then everything must be there.
+    pub(super) frozen: bool,
     pace: Option<Pace>,
     /// What was gone when it was to be read.
     unread: Mutex<Vec<(Vpid, Range<u64>)>>,

@@ -62,6 +62,8 @@ pub enum Request {
     Pages {
         /// How many bytes at most.
         bytes: u64,
+        /// Whether the tasks are frozen by now.
+        frozen: bool,
     },
     /// A stream with the last changes of the files follows.
     LastFiles,

@@ -10,7 +10,7 @@ use spothop_policy::rounds::{self, Round};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
-use super::memory::{Memory, Pace};
+use super::memory::{Batch, Memory, Pace};
 use super::message::Request;
 use super::source::{Job, STEP};
 use super::track::unpanicked;
@@ -47,7 +47,7 @@ impl<'a> Outgoing<'a> {
             let (began, sent_bytes) = (Instant::now(), left);
             // A deadline is no time to be modest.
             let pace = self.job.deadline.is_none().then(|| Pace::new(self.context.config.memory.max_precopy_cpu));
-            self.send(target, "pre-copy", |memory| memory.batch(false, pace)).await?;
+            self.send(target, |memory| memory.batch(false, pace)).await?;
             let elapsed = began.elapsed();
             left = self.look(Memory::look).await?;
             rounds.push(Round { sent_bytes, elapsed, dirty_bytes: left });
@@ -76,7 +76,7 @@ impl<'a> Outgoing<'a> {
     ) -> Result<(), Error> {
         match self.look(look).await? {
             0 => Ok(()),
-            _ => self.send(target, "memory", |memory| memory.batch(true, None)).await,
+            _ => self.send(target, |memory| memory.batch(true, None)).await,
         }
     }
 
@@ -98,19 +98,24 @@ impl<'a> Outgoing<'a> {
     async fn send(
         &self,
         target: &mut Conversation,
-        what: &'static str,
-        batch: impl FnOnce(&mut Memory) -> Arc<super::memory::Batch>,
+        batch: impl FnOnce(&mut Memory) -> Arc<Batch>,
     ) -> Result<(), Error> {
         let Some(memory) = &self.memory else { return Ok(()) };
         let batch = batch(&mut lock(memory));
-        target.say(&Request::Pages { bytes: batch.bytes }).await?;
-        let progress = self.track.progress(what, Some(batch.bytes));
+        let (bytes, frozen) = (batch.bytes, batch.frozen);
+        target.say(&Request::Pages { bytes, frozen }).await?;
+        let progress = self.track.progress(progress_name(frozen), Some(bytes));
         let stats = target.bulk().send_extents(Arc::clone(&batch) as _, &progress).await?;
         self.track.count(stats).await?;
         target.done("receiving pages", STEP).await?;
         lock(memory).sent(&batch);
         Ok(())
     }
+}
+
+/// What those who watch a migration are told that its pages are.
+pub(super) fn progress_name(frozen: bool) -> &'static str {
+    if frozen { "memory" } else { "pre-copy" }
 }
 
 fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {

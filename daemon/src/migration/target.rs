@@ -20,6 +20,7 @@ use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
 use super::moving::Moving;
+use super::outgoing::progress_name;
 use super::packing::{PACKED, unpack};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
@@ -127,7 +128,7 @@ impl Target {
                 Request::Create => self.create().await?,
                 Request::Files => self.take_files(source, false).await?,
                 Request::Start => self.start().await?,
-                Request::Pages { bytes } => self.take_pages(source, bytes).await?,
+                Request::Pages { bytes, frozen } => self.take_pages(source, bytes, frozen).await?,
                 Request::LastFiles => {
                     self.track.enter(Phase::Frozen).await?;
                     self.take_files(source, true).await?
@@ -274,11 +275,11 @@ impl Target {
         Store::at(Directory::at(self.workspace.directory()).pages())
     }
 
-    async fn take_pages(&self, source: &mut Conversation, bytes: u64) -> Result<Answer, Error> {
+    async fn take_pages(&self, source: &mut Conversation, bytes: u64, frozen: bool) -> Result<Answer, Error> {
         if !self.offer.paged {
             return Err(source.out_of_turn("the pages"));
         }
-        let progress = self.track.progress("memory", Some(bytes));
+        let progress = self.track.progress(progress_name(frozen), Some(bytes));
         let sink = Arc::new(Incoming(self.store()));
         let stats = source.bulk().receive_extents(sink, &Limits::bytes(bytes), &progress).await?;
         self.track.count(stats).await?;
@@ -286,7 +287,7 @@ impl Target {
     }
 
     async fn take_images(&self, source: &mut Conversation, bytes: u64) -> Result<Answer, Error> {
-        let progress = self.track.progress("images", Some(bytes));
+        let progress = self.track.progress("memory", Some(bytes));
         let stats = source.bulk().receive_files(&self.workspace.images(), &Limits::bytes(bytes), &progress).await?;
         self.track.count(stats).await?;
         if self.offer.paged {
