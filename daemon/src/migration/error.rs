@@ -43,6 +43,9 @@ pub enum Error {
     /// CRIU's images.
     #[error(transparent)]
     Images(#[from] spothop_criu::memory::ImageError),
+    /// CRIU was replaced since this daemon started, and the new one cannot be kept from dumping pages.
+    #[error("CRIU cannot leave the memory to spothop any more; restart spothop, which finds another way")]
+    NoParent(#[from] spothop_criu::memory::Why),
     /// CRIU dumped a process that was not there when the tasks were frozen.
     #[error("CRIU dumped a process {vpid} that nobody knows of")]
     StrangeTask {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, find_runtime_root};
+use spothop_criu::memory::ConstantParent;
 use spothop_criu::{netns, watches};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -84,6 +85,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         workspace,
         watched: Vec::new(),
         memory: Outgoing::new(&context, &track, &job, Instant::now() + limit),
+        parent: None,
         held: Held::default(),
     };
     let restored = timeout(limit, source.until_restored()).await;
@@ -112,6 +114,8 @@ struct Source<'a> {
     watched: Vec<PathBuf>,
     /// Their memory.
     memory: Outgoing<'a>,
+    /// By which CRIU leaves that memory to us.
+    parent: Option<ConstantParent>,
     held: Held,
 }
 
@@ -223,6 +227,8 @@ impl Source<'_> {
         if !volumes.is_empty() {
             self.track.intend(Step::Depart { volumes }).await?;
         }
+        let context = Arc::clone(self.context);
+        self.parent = unpanicked(spawn_blocking(move || context.ways.parent()).await)?;
         let init_pid = self.job.init_pid;
         // A container that is gone by now cannot be frozen either, which says why.
         self.watched = unpanicked(spawn_blocking(move || watches::watched(init_pid)).await).unwrap_or_default();
@@ -308,7 +314,7 @@ impl Source<'_> {
             action_script: action_script.to_owned(),
             file_locks: true,
             watched: self.watched.clone(),
-            parent: self.context.ways.parent(),
+            parent: self.parent.clone(),
         })
     }
 
