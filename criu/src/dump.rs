@@ -24,7 +24,7 @@ use crate::command::{self, CommandError};
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
 use crate::log::{self, Triage};
-use crate::memory::{ConstantParent, vpids};
+use crate::memory::{self, ConstantParent};
 use crate::netns::OwnNetns;
 use crate::private_mounts;
 use crate::repair;
@@ -211,10 +211,10 @@ impl Checkpoint {
     }
 
     fn make_parent(&self, parent: &ConstantParent, init_pid: i32) -> Result<(), DumpError> {
-        let tasks = vpids(init_pid)?;
+        let processes = memory::processes(init_pid)?;
         let directory = self.images.with_file_name(PARENT);
-        parent.make(&directory, tasks.keys().copied()).map_err(prepare(&directory))?;
-        for pid in tasks.into_values() {
+        parent.make(&directory, processes.iter().map(|process| process.vpid)).map_err(prepare(&directory))?;
+        for memory::Process { pid, .. } in processes {
             parent.clear_dirty(pid).map_err(prepare(Path::new(&format!("/proc/{pid}/clear_refs"))))?;
         }
         Ok(())

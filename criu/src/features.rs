@@ -36,8 +36,8 @@ pub struct Features {
     pub nft: bool,
     /// Can iproute2's `ip` be run?
     pub ip: bool,
-    /// Does the kernel track written pages for CRIU (`mem_dirty_track`)? Not needed yet; for pre-copy.
-    pub dirty_tracking: bool,
+    /// Can CRIU restore tasks whose memory comes when they touch it (`uffd-noncoop`)?
+    pub lazy_pages: bool,
     /// Are we root?
     pub root: bool,
 }
@@ -108,8 +108,7 @@ pub fn probe(criu: &Path, runc: &Path) -> Features {
         kernel: kernel(),
         nft: succeeds(Command::new("nft").arg("--version")),
         ip: succeeds(Command::new("ip").arg("-V")),
-        dirty_tracking: criu_version.is_some()
-            && succeeds(Command::new(criu).args(["check", "--feature", "mem_dirty_track"])),
+        lazy_pages: criu_version.is_some() && succeeds(Command::new(criu).args(["check", "--feature", "uffd-noncoop"])),
         root: nix::unistd::geteuid().is_root(),
     }
 }
@@ -180,7 +179,7 @@ mod tests {
             kernel: Version::new(6, 18, 0),
             nft: true,
             ip: true,
-            dirty_tracking: false,
+            lazy_pages: false,
             root: true,
         }
     }
@@ -204,7 +203,7 @@ mod tests {
     #[test]
     fn a_host_without_criu_is_probed_without_error() {
         let features = probe(Path::new("/nonexistent/criu"), Path::new("/nonexistent/runc"));
-        assert_eq!((features.criu, features.runc, features.dirty_tracking), (None, None, false));
+        assert_eq!((features.criu, features.runc, features.lazy_pages), (None, None, false));
         assert!(features.kernel > Version::new(0, 0, 0));
     }
 }

@@ -97,6 +97,11 @@ impl Directory {
         self.path.join("images")
     }
 
+    /// `images/memory/`: the pages of the tasks ([`crate::memory::Store`]), where they do not come in CRIU's images.
+    pub fn pages(&self) -> PathBuf {
+        self.images().join("memory")
+    }
+
     /// `work/`: CRIU's `restore.log` and statistics, and where it finds the pager of a lazy restore; made by the wrapper.
     pub fn work(&self) -> PathBuf {
         self.path.join("work")

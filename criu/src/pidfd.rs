@@ -37,3 +37,19 @@ fn owned(returned: libc::c_long) -> Result<OwnedFd, Errno> {
     // SAFETY: both callers return a descriptor that the kernel has just opened for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_is_taken_from_another_holder() {
+        let file = tempfile::tempfile().unwrap();
+        let own = std::process::id().cast_signed();
+        // A sandbox may forbid these calls.
+        let Ok(process) = open(own) else { return };
+        let Ok(copy) = duplicate(&process, file.as_raw_fd()) else { return };
+        assert_ne!(copy.as_raw_fd(), file.as_raw_fd());
+        assert_eq!(duplicate(&process, 1 << 20).unwrap_err(), Errno::EBADF);
+    }
+}

@@ -17,7 +17,10 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
+pub mod memory;
 pub mod units;
+
+pub use memory::Memory;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
@@ -27,7 +30,7 @@ pub const DEFAULT_SOCKET: &str = "/run/spothop/control.sock";
 pub const DEFAULT_PORT: u16 = 7077;
 
 /// A host's configuration, complete and validated.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Who this host is, and where it listens.
     pub host: Host,
@@ -43,6 +46,8 @@ pub struct Config {
     pub limits: Limits,
     /// The Docker engine.
     pub docker: Docker,
+    /// How memory goes over.
+    pub memory: Memory,
     /// Connections between hosts.
     pub transfer: Transfer,
     /// The programs that checkpoint and restore.
@@ -360,6 +365,7 @@ struct File {
     provider: Provider,
     limits: Limits,
     docker: Docker,
+    memory: Memory,
     transfer: Transfer,
     criu: Criu,
 }
@@ -508,6 +514,7 @@ impl File {
             provider: self.provider,
             limits: self.limits,
             docker: self.docker,
+            memory: self.memory,
             transfer: self.transfer,
             criu: self.criu,
         })

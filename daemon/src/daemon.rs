@@ -19,7 +19,7 @@ use crate::api;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{self, Journal, JournalError};
-use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, chain, evacuation, peers, unpanicked};
+use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, evacuation, peers, unpanicked};
 use crate::notice::aws::{AwsOptions, AwsSource};
 use crate::notice::{NoticeSource as _, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
@@ -152,6 +152,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let (criu, reserve, scratch) = (config.criu.clone(), config.limits.memory_reserve, runtime.clone());
     let probe = spawn_blocking(move || Capacity::probe(&criu.criu, &criu.runc, &scratch, reserve));
     let capacity = unpanicked(probe.await);
+    let (memory, features, scratch) = (config.memory, capacity.features().clone(), runtime.clone());
+    let ways = unpanicked(spawn_blocking(move || Ways::probe(&memory, &features, &scratch)).await);
     for missing in capacity.features().missing() {
         warn!(%missing, "containers cannot be moved from or to this host");
     }
@@ -166,6 +168,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         credentials,
         events: Events::default(),
         capacity,
+        ways,
         runtime,
         state,
         program,

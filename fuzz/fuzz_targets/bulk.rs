@@ -1,16 +1,20 @@
-//! A transfer of files or of a stream from a peer that may lie in every field, with checksums that are right.
+//! A transfer of files, of a stream or of extents from a peer that may lie in every field, with checksums that are right.
 
 #![no_main]
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 use spothop_fuzz::{Room, block_on};
-use spothop_transfer::Limits;
 use spothop_transfer::fuzzing::{self, Chunk};
+use spothop_transfer::{ExtentSink, Limits};
 
 /// Sizes at which something begins or ends: chunks are between 64 KiB and 4 MiB.
 const SIZES: [u64; 12] =
@@ -27,6 +31,8 @@ struct Transfer {
     digests: Option<Vec<String>>,
     /// Said over the control connection before the manifest.
     besides: Option<(u8, Vec<u8>)>,
+    /// Instead of a stream. Last, so that the seeds of before keep their files and chunks.
+    extents: bool,
 }
 
 #[derive(Arbitrary, Debug)]
@@ -67,12 +73,21 @@ async fn run(input: &Transfer, room: &Room) {
             let files: Vec<_> = files.iter().map(file).collect();
             json!({ "type": "begin", "transfer": 1, "chunk_bytes": chunk_bytes, "content": "files", "files": files })
         }
-        None => json!({ "type": "begin", "transfer": 1, "chunk_bytes": chunk_bytes, "content": "stream" }),
+        None => {
+            let content = if input.extents { "extents" } else { "stream" };
+            json!({ "type": "begin", "transfer": 1, "chunk_bytes": chunk_bytes, "content": content })
+        }
     };
-    let mut manifest = Vec::new();
+    let mut manifest = Manifest::default();
     let connections: Vec<_> =
         input.connections.iter().take(16).map(|sent| data(sent, chunk_bytes, &mut manifest)).collect();
-    let digests = input.digests.clone().unwrap_or_else(|| manifest.into_iter().map(|digest| digest.1).collect());
+    let digests = match &input.digests {
+        Some(digests) => digests.clone(),
+        None if input.files.is_none() && input.extents => {
+            vec![fuzzing::pieces_digest(manifest.pieces.iter().map(|(about, stored)| (*about, &stored[..])))]
+        }
+        None => manifest.objects,
+    };
     let mut control = fuzzing::frame(2, begin.to_string().as_bytes()).await;
     if let Some((kind, payload)) = &input.besides {
         control.extend(fuzzing::frame(*kind, payload).await);
@@ -92,6 +107,12 @@ async fn run(input: &Transfer, room: &Room) {
             assert!(about.is_file() && NAMES[..3].iter().chain(&NAMES[10..]).any(|known| *known == name), "{name:?}");
             assert!(received.is_err() || about.len() <= max_bytes);
         }
+    } else if input.extents {
+        let sink = Arc::new(Count::default());
+        let received = session.receive_extents(sink.clone(), &Limits::bytes(max_bytes), &|_| {}).await;
+        let taken = sink.0.load(Ordering::Relaxed);
+        assert!(taken <= max_bytes, "more was handed on than was to be taken");
+        assert!(received.is_err() || received.unwrap().raw_bytes == taken);
     } else {
         let mut out = Vec::new();
         // Zeros cost the peer nothing: what is to be taken is limited by the caller, here to 64 MiB.
@@ -100,10 +121,42 @@ async fn run(input: &Transfer, room: &Room) {
     }
 }
 
-/// The bytes of one connection; the digests of what an honest receiver would make of its objects are added to the manifest.
-fn data(sent: &[Sent], chunk_bytes: u32, manifest: &mut Vec<(u32, String)>) -> Vec<u8> {
+/// Counts the bytes of the pieces that it gets, which must be such as it was promised.
+#[derive(Default)]
+struct Count(AtomicU64);
+
+impl Count {
+    fn piece(&self, offset: u64, length: u64) {
+        assert!((1..=4 << 20).contains(&length) && offset.checked_add(length).is_some(), "{length} bytes at {offset}");
+        self.0.fetch_add(length, Ordering::Relaxed);
+    }
+}
+
+impl ExtentSink for Count {
+    fn put(&self, _: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.piece(offset, bytes.len() as u64);
+        Ok(())
+    }
+
+    fn zero(&self, _: u32, offset: u64, length: u32) -> io::Result<()> {
+        self.piece(offset, u64::from(length));
+        Ok(())
+    }
+}
+
+/// What an honest receiver would make of all connections.
+#[derive(Default)]
+struct Manifest {
+    /// The digests of the objects of each connection.
+    objects: Vec<String>,
+    /// All chunks, and what they store.
+    pieces: Vec<(Chunk, Vec<u8>)>,
+}
+
+/// The bytes of one connection; what an honest receiver would make of them is added to the manifest.
+fn data(sent: &[Sent], chunk_bytes: u32, manifest: &mut Manifest) -> Vec<u8> {
     let (mut bytes, mut chunks) = (Vec::new(), 0);
-    let mut objects: std::collections::BTreeMap<u32, Vec<(u64, u64)>> = Default::default();
+    let mut objects: BTreeMap<u32, Vec<(u64, u64)>> = BTreeMap::new();
     for chunk in sent.iter().take(64) {
         let raw = vec![chunk.byte; [usize::from(chunk.length), 4096, 65_536][usize::from(chunk.length) % 3]];
         let object = u32::from(chunk.object % 4);
@@ -121,9 +174,10 @@ fn data(sent: &[Sent], chunk_bytes: u32, manifest: &mut Vec<(u32, String)>) -> V
         objects.entry(object).or_default().push((checksum, raw.len() as u64));
         let about = if about.encoding >= 2 { Chunk { checksum: about.checksum.or(Some(0)), ..about } } else { about };
         bytes.extend(fuzzing::chunk(about, stored));
+        manifest.pieces.push((about, stored.to_vec()));
         chunks += 1;
     }
-    manifest.extend(objects.into_iter().map(|(object, chunks)| (object, fuzzing::digest(&chunks))));
+    manifest.objects.extend(objects.into_values().map(|chunks| fuzzing::digest(&chunks)));
     let end = Chunk {
         encoding: 3,
         transfer: 1,

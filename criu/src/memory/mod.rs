@@ -1,24 +1,32 @@
 //! The memory of a container's tasks, page by page: found, read and followed at the source while they run; kept, and given to the
 //! restored tasks when they touch it, at the target.
 
+mod areas;
 mod compose;
 mod holes;
 mod images;
+mod pagemap;
 pub mod pager;
 mod parent;
+mod process;
+mod reader;
 mod store;
-mod vpids;
+pub mod tracking;
 
+use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use rangemap::RangeSet;
 
+pub use areas::{populated, private_anonymous};
 pub use compose::{Composed, Restore, compose};
 pub use holes::holes;
 pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
 pub use parent::{ConstantParent, Why};
+pub use process::{Process, processes};
+pub use reader::{read, read_exact};
 pub use store::Store;
-pub use vpids::vpids;
 
 /// Bytes of a page. CRIU's images count pages of this size on every machine that we run on.
 pub const PAGE: u64 = 4096;
@@ -44,6 +52,34 @@ pub fn pieces(pages: &Pages) -> impl Iterator<Item = Range<u64>> {
 
 /// The name by which a process is known on both hosts: its id in the container's own pid namespace.
 pub type Vpid = i32;
+
+/// Why the memory of a process could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// It ended, or is a zombie.
+    #[error("process {pid} has no memory any more: it ended")]
+    Gone {
+        /// The process.
+        pid: i32,
+    },
+    /// A file in /proc cannot be read.
+    #[error("cannot read {path}: {source}; spothop must run as root, with CAP_SYS_PTRACE")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl MemoryError {
+    fn of(pid: i32, path: PathBuf, source: io::Error) -> Self {
+        // The end comes early in what belongs to a memory that is gone.
+        let kinds = [io::ErrorKind::NotFound, io::ErrorKind::UnexpectedEof];
+        let gone = kinds.contains(&source.kind()) || source.raw_os_error() == Some(libc::ESRCH);
+        if gone { Self::Gone { pid } } else { Self::Read { path, source } }
+    }
+}
 
 #[cfg(test)]
 mod tests {

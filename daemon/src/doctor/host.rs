@@ -125,7 +125,7 @@ mod tests {
             kernel: Version::new(6, 18, 0),
             nft: true,
             ip: true,
-            dirty_tracking: false,
+            lazy_pages: false,
             root: true,
         }
     }

@@ -9,7 +9,7 @@ use spothop_transfer::Credentials;
 use tokio::sync::Notify;
 
 use super::track::{Events, Track, unpanicked};
-use super::{Conversation, Error, Side, Workspace};
+use super::{Conversation, Error, Side, Ways, Workspace};
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{Journal, NewMigration};
@@ -33,6 +33,8 @@ pub struct Context {
     pub events: Events,
     /// What this host can do and what room it has.
     pub capacity: Capacity,
+    /// The ways in which memory can leave and come.
+    pub ways: Ways,
     /// `/run/spothop`.
     pub runtime: PathBuf,
     /// `/var/lib/spothop`.

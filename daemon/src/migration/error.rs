@@ -37,6 +37,21 @@ pub enum Error {
     /// The dump.
     #[error(transparent)]
     Dump(#[from] spothop_criu::dump::DumpError),
+    /// Its tasks.
+    #[error(transparent)]
+    Tasks(#[from] spothop_criu::tasks::TaskError),
+    /// CRIU's images.
+    #[error(transparent)]
+    Images(#[from] spothop_criu::memory::ImageError),
+    /// CRIU was replaced since this daemon started, and the new one cannot be kept from dumping pages.
+    #[error("CRIU cannot leave the memory to spothop any more; restart spothop, which finds another way")]
+    NoParent(#[from] spothop_criu::memory::Why),
+    /// CRIU dumped a process that was not there when the tasks were frozen.
+    #[error("CRIU dumped a process {vpid} that nobody knows of")]
+    StrangeTask {
+        /// Its id in the container's pid namespace.
+        vpid: i32,
+    },
     /// The container cannot be moved at all.
     #[error("container {container} cannot be moved: {reasons}")]
     Obstacles {

@@ -9,7 +9,9 @@
 //!   Create ──────────────────────────────► Done
 //!   Files [stream] ──────────────────────► Done
 //!   Start ───────────────────────────────► Done (create waits)           Prepared
+//!   Pages [extents], again and again ────► Done                          PreCopy(n)
 //!   LastFiles [stream] ──────────────────► Done                          Frozen
+//!   Pages [extents] ─────────────────────► Done
 //!   Images [files] ──────────────────────► Done                          Transferred
 //!   Restore ─────────────────────────────► Done (held)                   Restored
 //!   Decided{commit} ─────────────────────► Running                       Committed, Running
@@ -56,6 +58,13 @@ pub enum Request {
     Files,
     /// Have the engine start the container: its `create` will wait for the images.
     Start,
+    /// Pages of the tasks' memory follow, in place of what was sent of them before.
+    Pages {
+        /// How many bytes at most.
+        bytes: u64,
+        /// Whether the tasks are frozen by now.
+        frozen: bool,
+    },
     /// A stream with the last changes of the files follows.
     LastFiles,
     /// CRIU's images follow.
@@ -149,6 +158,9 @@ pub struct Offer {
     pub recipe: Recipe,
     /// Memory of its tasks, in bytes.
     pub memory_bytes: u64,
+    /// Whether the memory comes page by page; in CRIU's images otherwise.
+    #[serde(default)]
+    pub paged: bool,
     /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
     #[serde(default)]
     pub instance: Option<Instance>,
@@ -219,7 +231,15 @@ mod tests {
             restart_policy: RestartPolicy { name: "always".into(), maximum_retries: 0 },
             engine: EngineRecipe::Docker(Box::new(docker)),
         };
-        Offer { migration: ID.into(), cause: "manual".into(), deadline: None, recipe, memory_bytes: 1, instance: None }
+        Offer {
+            migration: ID.into(),
+            cause: "manual".into(),
+            deadline: None,
+            recipe,
+            memory_bytes: 1,
+            paged: false,
+            instance: None,
+        }
     }
 
     #[test]

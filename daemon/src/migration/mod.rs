@@ -6,6 +6,7 @@
 //! | `phase`, `step` | the words of the journal: how far it is, what was done |
 //! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
 //! | `target`, `arrival`, `handoff` | the target's way to the restored tasks, what becomes of them, and the talk with the restoring runtime |
+//! | `outgoing`, `memory`, `packing`, `ways` | memory page by page: the source's rounds, its bookkeeping, scattered pages on the wire, and what a host can do of it |
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
@@ -25,8 +26,11 @@ pub mod evacuation;
 pub mod gate;
 mod handoff;
 mod logs;
+mod memory;
 pub mod message;
 mod moving;
+mod outgoing;
+mod packing;
 pub mod peers;
 mod phase;
 pub mod protocol;
@@ -35,6 +39,7 @@ mod source;
 mod step;
 mod target;
 mod track;
+mod ways;
 mod workspace;
 
 use std::sync::Arc;
@@ -51,6 +56,7 @@ pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};
 pub use self::step::{Step, Task};
 pub use self::track::{Events, Track, unpanicked};
+pub use self::ways::Ways;
 pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};
 
 /// The cause of a migration that somebody asked for; otherwise it is a notice's id.

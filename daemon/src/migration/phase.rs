@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 ///
 /// The order of the variants is the order of the protocol; [`Phase::may_follow`] is its transition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(into = "String", try_from = "String")]
 pub enum Phase {
     /// Policy chose a target; nothing has been asked of it yet.
     Planned,
@@ -73,7 +73,7 @@ impl fmt::Display for Phase {
             Phase::Planned => "planned",
             Phase::Reserved => "reserved",
             Phase::Prepared => "prepared",
-            Phase::PreCopy(round) => return write!(f, "pre-copy({round})"),
+            Phase::PreCopy(round) => return f.pad(&format!("pre-copy({round})")),
             Phase::Frozen => "frozen",
             Phase::Transferred => "transferred",
             Phase::Restored => "restored",
@@ -115,6 +115,20 @@ impl FromStr for Phase {
             .and_then(|round| round.parse().ok())
             .map(Phase::PreCopy)
             .ok_or_else(|| UnknownPhase(word.to_owned()))
+    }
+}
+
+impl From<Phase> for String {
+    fn from(phase: Phase) -> Self {
+        phase.to_string()
+    }
+}
+
+impl TryFrom<String> for Phase {
+    type Error = UnknownPhase;
+
+    fn try_from(word: String) -> Result<Self, UnknownPhase> {
+        word.parse()
     }
 }
 
@@ -191,6 +205,12 @@ mod tests {
         for phase in ALL {
             assert_eq!(phase.to_string().parse::<Phase>().unwrap(), phase);
         }
+        // Those who read our JSON compare words.
+        let json = serde_json::to_string(&Phase::PreCopy(3)).unwrap();
+        assert_eq!(
+            (json.as_str(), serde_json::from_str::<Phase>(&json).unwrap()),
+            (r#""pre-copy(3)""#, Phase::PreCopy(3))
+        );
         assert!("pre-copy(x)".parse::<Phase>().is_err());
         assert!("".parse::<Phase>().is_err());
     }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, find_runtime_root};
+use spothop_criu::memory::ConstantParent;
 use spothop_criu::{netns, watches};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -16,6 +17,7 @@ use tracing::info;
 use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
 use super::message::{Answer, Offer, Request};
+use super::outgoing::Outgoing;
 use super::target::tcp_mode;
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace};
@@ -25,7 +27,7 @@ use crate::journal::NewMigration;
 use crate::orchestrator::{Container, Mode, OldCopy, Volume};
 
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
-const STEP: Duration = Duration::from_secs(60);
+pub(super) const STEP: Duration = Duration::from_secs(60);
 
 /// For pulling an image or taking one in.
 const IMAGE: Duration = Duration::from_secs(600);
@@ -76,8 +78,16 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         .await?;
     let limit = time_to_commit(&context, job.deadline);
     let workspace = context.workspace(Side::Source, &job.id);
-    let mut source =
-        Source { context: &context, track: &track, job: &job, workspace, watched: Vec::new(), held: Held::default() };
+    let mut source = Source {
+        context: &context,
+        track: &track,
+        job: &job,
+        workspace,
+        watched: Vec::new(),
+        memory: Outgoing::new(&context, &track, &job, Instant::now() + limit),
+        parent: None,
+        held: Held::default(),
+    };
     let restored = timeout(limit, source.until_restored()).await;
     let held = source.held;
     let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
@@ -102,6 +112,10 @@ struct Source<'a> {
     workspace: Workspace,
     /// What the tasks watch, in the container's own paths.
     watched: Vec<PathBuf>,
+    /// Their memory.
+    memory: Outgoing<'a>,
+    /// By which CRIU leaves that memory to us.
+    parent: Option<ConstantParent>,
     held: Held,
 }
 
@@ -110,8 +124,9 @@ impl Source<'_> {
     async fn until_restored(&mut self) -> Result<Conversation, Error> {
         let mut target = self.context.connect(&self.job.target, self.context.config.transfer.connections).await?;
         self.reserve(&mut target).await?;
-        // CRIU's images lie in memory here too, beside the container, until the target has them.
-        let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), self.job.memory_bytes)?;
+        // Where CRIU dumps the memory, its images lie here too, beside the container, until the target has them.
+        let images = if self.memory.is_paged() { 0 } else { self.job.memory_bytes };
+        let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), images)?;
         self.track.enter(Phase::Reserved).await?;
         self.send_image(&mut target).await?;
         target.order(&Request::Create, "making the container", STEP).await?;
@@ -119,8 +134,10 @@ impl Source<'_> {
         let gate = self.make_gate().await?;
         target.order(&Request::Start, "starting the container", STEP).await?;
         self.track.enter(Phase::Prepared).await?;
+        self.memory.send_running(&mut target).await?;
         self.freeze().await?;
         self.dump(gate, &mut target, snapshot).await?;
+        self.memory.send_missing(&mut target, self.workspace.images()).await?;
         self.send_images(&mut target).await?;
         self.track.enter(Phase::Transferred).await?;
         target.order(&Request::Restore, "the restore", STEP).await?;
@@ -135,6 +152,7 @@ impl Source<'_> {
             deadline: self.job.deadline,
             recipe: self.job.container.recipe.clone(),
             memory_bytes: self.job.memory_bytes,
+            paged: self.memory.is_paged(),
             instance: self.context.instance.get().cloned(),
         }));
         match target.ask(&offer, "the reservation", STEP).await? {
@@ -209,6 +227,8 @@ impl Source<'_> {
         if !volumes.is_empty() {
             self.track.intend(Step::Depart { volumes }).await?;
         }
+        let context = Arc::clone(self.context);
+        self.parent = unpanicked(spawn_blocking(move || context.ways.parent()).await)?;
         let init_pid = self.job.init_pid;
         // A container that is gone by now cannot be frozen either, which says why.
         self.watched = unpanicked(spawn_blocking(move || watches::watched(init_pid)).await).unwrap_or_default();
@@ -259,11 +279,12 @@ impl Source<'_> {
             }
             Ok(())
         };
-        let (track, target_name) = (self.track, &job.target);
+        let (track, target_name, memory) = (self.track, &job.target, &self.memory);
         let files = async {
             target.say(&Request::LastFiles).await?;
             send_archive(track, target, last_files, "last files").await?;
-            target.done("writing the last files", STEP).await
+            target.done("writing the last files", STEP).await?;
+            memory.send_changed(target).await
         };
         let held = async {
             held.reached().await?;
@@ -293,7 +314,7 @@ impl Source<'_> {
             action_script: action_script.to_owned(),
             file_locks: true,
             watched: self.watched.clone(),
-            parent: None,
+            parent: self.parent.clone(),
         })
     }
 
@@ -339,14 +360,19 @@ async fn send_archive(
     Ok(snapshot)
 }
 
-/// The files of a directory and their total size.
+/// The regular files of a directory and their total size.
 fn list(directory: &Path) -> Result<(Vec<String>, u64), Error> {
     let failed = |source| Error::File { action: "list", path: directory.to_owned(), source };
     let mut names = Vec::new();
     let mut bytes = 0;
     for entry in directory.read_dir().map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        bytes += entry.metadata().map_err(failed)?.len();
+        let metadata = entry.metadata().map_err(failed)?;
+        // CRIU's link to the parent of its images means nothing at the target.
+        if !metadata.is_file() {
+            continue;
+        }
+        bytes += metadata.len();
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
     Ok((names, bytes))

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use spothop_criu::TcpMode;
 use spothop_criu::handoff::{Directory, Network, Report, RestoreRequest};
+use spothop_criu::memory::{Restore, Store, compose};
+use spothop_transfer::{ExtentSink, Limits};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
@@ -18,6 +20,8 @@ use super::error::chain;
 use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
 use super::moving::Moving;
+use super::outgoing::progress_name;
+use super::packing::{PACKED, unpack};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::capacity::Reservation;
@@ -124,6 +128,7 @@ impl Target {
                 Request::Create => self.create().await?,
                 Request::Files => self.take_files(source, false).await?,
                 Request::Start => self.start().await?,
+                Request::Pages { bytes, frozen } => self.take_pages(source, bytes, frozen).await?,
                 Request::LastFiles => {
                     self.track.enter(Phase::Frozen).await?;
                     self.take_files(source, true).await?
@@ -223,9 +228,11 @@ impl Target {
         let created = self.created.as_ref().ok_or(Error::NotCreated)?;
         self.track.intend(Step::Workspace { directory: self.workspace.directory().to_owned() }).await?;
         let (workspace, bytes, request) = (self.workspace.clone(), self.offer.memory_bytes, self.restore_request());
+        let store = self.offer.paged.then(|| self.store());
         unpanicked(
             spawn_blocking(move || {
                 workspace.make(bytes)?;
+                store.map(|store| make_store(&store)).transpose()?;
                 write_request(&Directory::at(workspace.directory()), &request)
             })
             .await,
@@ -254,15 +261,40 @@ impl Target {
                 Mode::Host | Mode::None => Network::Given,
             },
             runtime: self.context.config.criu.runc.clone(),
-            lazy: None,
+            lazy: self.is_lazy().then(|| Directory::at(self.workspace.directory()).pages()),
         }
     }
 
-    async fn take_images(&self, source: &mut Conversation, bytes: u64) -> Result<Answer, Error> {
-        let limits = spothop_transfer::Limits::bytes(bytes);
-        let progress = self.track.progress("memory", Some(bytes));
-        let stats = source.bulk().receive_files(&self.workspace.images(), &limits, &progress).await?;
+    /// Whether the tasks run before all of their memory is in place.
+    fn is_lazy(&self) -> bool {
+        self.offer.paged && self.context.ways.lazy()
+    }
+
+    /// Where pages wait until they are restored.
+    fn store(&self) -> Store {
+        Store::at(Directory::at(self.workspace.directory()).pages())
+    }
+
+    async fn take_pages(&self, source: &mut Conversation, bytes: u64, frozen: bool) -> Result<Answer, Error> {
+        if !self.offer.paged {
+            return Err(source.out_of_turn("the pages"));
+        }
+        let progress = self.track.progress(progress_name(frozen), Some(bytes));
+        let sink = Arc::new(Incoming(self.store()));
+        let stats = source.bulk().receive_extents(sink, &Limits::bytes(bytes), &progress).await?;
         self.track.count(stats).await?;
+        Ok(Answer::Done)
+    }
+
+    async fn take_images(&self, source: &mut Conversation, bytes: u64) -> Result<Answer, Error> {
+        let progress = self.track.progress("memory", Some(bytes));
+        let stats = source.bulk().receive_files(&self.workspace.images(), &Limits::bytes(bytes), &progress).await?;
+        self.track.count(stats).await?;
+        if self.offer.paged {
+            let (images, store) = (self.workspace.images(), self.store());
+            let restore = if self.is_lazy() { Restore::Lazy } else { Restore::Eager };
+            unpanicked(spawn_blocking(move || compose(&images, &store, restore)).await)?;
+        }
         self.track.enter(Phase::Transferred).await?;
         Ok(Answer::Done)
     }
@@ -312,6 +344,22 @@ impl Target {
     }
 }
 
+/// Pages on their way into the store.
+struct Incoming(Store);
+
+impl ExtentSink for Incoming {
+    fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        match object & PACKED {
+            0 => self.0.put(object.cast_signed(), offset, bytes),
+            _ => unpack(bytes, |address, bytes| self.0.put((object & !PACKED).cast_signed(), address, bytes)),
+        }
+    }
+
+    fn zero(&self, object: u32, offset: u64, length: u32) -> io::Result<()> {
+        self.0.zero(object.cast_signed(), offset, u64::from(length))
+    }
+}
+
 enum Heard {
     Wanted,
     Failed(String),
@@ -333,6 +381,10 @@ fn make_marker(path: &Path) -> Result<(), Error> {
         fs::create_dir_all(directory).map_err(failed)?;
     }
     File::create(path).and_then(|marker| marker.sync_all()).map_err(failed)
+}
+
+fn make_store(store: &Store) -> Result<(), Error> {
+    store.create().map_err(|source| Error::File { action: "make", path: store.directory().to_owned(), source })
 }
 
 fn write_request(directory: &Directory, request: &RestoreRequest) -> Result<(), Error> {

@@ -114,10 +114,12 @@ impl<'a> Spothop<'a> {
 /// is seen in the file system.
 fn steps(printed: &Printed, profile: &Profile) -> Vec<Step> {
     let mut moments: Vec<(&'static str, Timestamp)> = Vec::new();
+    let mut before_freeze = "prepare";
     for entered in printed.migrations.iter().flat_map(|migration| &migration.phases) {
         let ends = match entered.phase.as_str() {
             "planned" => "",
-            "frozen" => "prepare",
+            "pre-copy(1)" => std::mem::replace(&mut before_freeze, "pre-copy"),
+            "frozen" => before_freeze,
             "transferred" => {
                 moments.extend(profile.dumped.map(|at| ("dump", at)));
                 "transfer"
@@ -154,7 +156,9 @@ mod tests {
         let phases: Vec<_> = [
             ("planned", 0),
             ("reserved", 10),
-            ("prepared", 90),
+            ("prepared", 30),
+            ("pre-copy(1)", 40),
+            ("pre-copy(2)", 90),
             ("frozen", 100),
             ("transferred", 400),
             ("restored", 600),
@@ -175,7 +179,8 @@ mod tests {
         assert_eq!(
             steps,
             [
-                ("prepare", 100.0),
+                ("prepare", 40.0),
+                ("pre-copy", 60.0),
                 ("dump", 150.0),
                 ("transfer", 150.0),
                 ("restore", 200.0),

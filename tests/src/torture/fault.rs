@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::sys::statvfs::statvfs;
 
 use super::arena::Arena;
-use super::inside::{Inside, signal};
+use super::inside::{Inside, Process, signal};
 use super::plan::{CLI_LIMIT, Fault, Side, Until, Victim};
 use crate::base::remove_if_there;
 use crate::command::{command, output, run};
@@ -21,6 +21,9 @@ const PORT: u16 = 7077;
 const RESETTING: Duration = Duration::from_millis(400);
 /// How long a disk stays full if the command line does not end before.
 const FULL: Duration = Duration::from_secs(5);
+
+/// The argument by which `spothop-oci` is guard and pager, one the child of the other (criu/src/oci/pager.rs).
+const PAGER: &str = "--spothop-pager";
 
 /// How often a tmpfs is made smaller that grows at the same time.
 const SHRINKING: u32 = 20;
@@ -164,6 +167,11 @@ fn kill(arena: &Arena, host: &str, victim: Victim) -> Result<Option<String>> {
         Victim::Runc => inside.named("runc"),
         Victim::Dockerd => inside.named("dockerd"),
         Victim::Shim => inside.named("containerd-shim-runc-v2"),
+        Victim::Pager | Victim::Guard => {
+            let all = inside.with_argument(PAGER);
+            let is_pager = |one: &Process| all.iter().any(|other| Some(other.pid) == one.parent());
+            all.iter().filter(|one| is_pager(one) == (victim == Victim::Pager)).cloned().collect()
+        }
     };
     for process in &victims {
         process.kill();

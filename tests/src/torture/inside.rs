@@ -112,6 +112,13 @@ impl Inside {
         self.processes().into_iter().filter(|process| process.name() == name).collect()
     }
 
+    /// The processes with this first argument.
+    #[must_use]
+    pub fn with_argument(&self, word: &str) -> Vec<Process> {
+        let has = |process: &Process| process.arguments.get(1).is_some_and(|first| first == word);
+        self.processes().into_iter().filter(has).collect()
+    }
+
     /// spothop's daemon.
     #[must_use]
     pub fn daemon(&self) -> Option<Process> {

@@ -56,6 +56,10 @@ pub enum Victim {
     Dockerd,
     /// The container's shim.
     Shim,
+    /// Whoever gives the restored tasks their memory.
+    Pager,
+    /// Whoever watches over that one.
+    Guard,
 }
 
 /// How long a host is cut off.
@@ -136,10 +140,24 @@ pub struct Plan {
 
 const PHASES: [&str; 7] = ["reserved", "prepared", "frozen", "transferred", "restored", "committed", "running"];
 
-const SOURCE_POINTS: [&str; 8] =
-    ["dump-held", "gate-opened", "memory:1", "memory:10", "memory:99", "hook:held", "hook:verdict", "cleaned"];
+const SOURCE_POINTS: [&str; 12] = [
+    "pre-copy(1)",
+    "pre-copy(1):after",
+    "pre-copy:10",
+    "pre-copy:99",
+    "dump-held",
+    "gate-opened",
+    "memory:1",
+    "memory:10",
+    "memory:99",
+    "hook:held",
+    "hook:verdict",
+    "cleaned",
+];
 
-const TARGET_POINTS: [&str; 18] = [
+const TARGET_POINTS: [&str; 20] = [
+    "pre-copy:10",
+    "pre-copy:99",
     "memory:1",
     "memory:10",
     "memory:99",
@@ -173,7 +191,7 @@ const ABORTING: [(&str, &str); 8] = [
 ];
 
 /// What can be done to a program at a point, or while it stands there.
-const FAULTS: [Word; 21] = [
+const FAULTS: [Word; 23] = [
     Word::Error,
     Word::Kill,
     Word::Stall,
@@ -185,6 +203,8 @@ const FAULTS: [Word; 21] = [
     Word::KillOther(Victim::Runc, Side::Target),
     Word::KillOther(Victim::Dockerd, Side::Target),
     Word::KillOther(Victim::Shim, Side::Target),
+    Word::KillOther(Victim::Pager, Side::Target),
+    Word::KillOther(Victim::Guard, Side::Target),
     Word::PowerOff(Side::Source),
     Word::PowerOff(Side::Target),
     Word::Partition(Side::Source),
@@ -303,7 +323,7 @@ fn stage(point: &str) -> u8 {
     match word.split_once(':').unwrap_or_default() {
         (_, "reserved") => 1,
         (_, "create:intent" | "create:done") => 2,
-        (_, "prepared" | "wrapper:waiting") => 3,
+        (_, "prepared" | "wrapper:waiting" | "pre-copy(1)" | "pre-copy:10" | "pre-copy:99") => 3,
         (_, "frozen") => 4,
         ("source", "dump-held" | "hook:held") | (_, "memory:1" | "memory:10" | "memory:99") => 5,
         (_, "transferred" | "wrapper:restoring") => 6,
@@ -320,6 +340,7 @@ impl Word {
             // The dump is held until the verdict, the restore until the word to go.
             Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (5..=8).contains(&stage(point)),
             Self::KillOther(Victim::Criu | Victim::Runc, Side::Target) => (7..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Pager | Victim::Guard, Side::Target) => (7..=8).contains(&stage(point)),
             Self::KillOther(Victim::Shim, Side::Target) => stage(point) >= 3,
             Self::TmpfsFull => (3..=7).contains(&stage(point)),
             _ => true,
@@ -414,6 +435,8 @@ impl fmt::Display for Victim {
             Self::Runc => "runc",
             Self::Dockerd => "dockerd",
             Self::Shim => "shim",
+            Self::Pager => "pager",
+            Self::Guard => "guard",
         })
     }
 }

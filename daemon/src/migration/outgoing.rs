@@ -1,0 +1,123 @@
+//! The source's talk about memory: rounds of pre-copy, and what is left for the freeze.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use spothop_criu::memory::holes;
+use spothop_policy::Rates;
+use spothop_policy::rounds::{self, Round};
+use tokio::task::spawn_blocking;
+use tracing::info;
+
+use super::memory::{Batch, Memory, Pace};
+use super::message::Request;
+use super::source::{Job, STEP};
+use super::track::unpanicked;
+use super::{Context, Conversation, Error, Phase, Track};
+
+/// The memory of a container that moves away.
+pub(super) struct Outgoing<'a> {
+    context: &'a Context,
+    track: &'a Track,
+    job: &'a Job,
+    /// None where CRIU dumps it.
+    memory: Option<Arc<Mutex<Memory>>>,
+    commit_by: Instant,
+}
+
+impl<'a> Outgoing<'a> {
+    pub(super) fn new(context: &'a Context, track: &'a Track, job: &'a Job, commit_by: Instant) -> Self {
+        let memory = context.ways.outgoing(job.init_pid).map(|memory| Arc::new(Mutex::new(memory)));
+        Self { context, track, job, memory, commit_by }
+    }
+
+    /// Whether it goes over page by page, and not in CRIU's images.
+    pub(super) fn is_paged(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Pre-copy: in rounds, until another one would not shorten the freeze.
+    pub(super) async fn send_running(&self, target: &mut Conversation) -> Result<(), Error> {
+        let mut left = self.look(Memory::look).await?;
+        let mut rounds = Vec::new();
+        let mut another = rounds::first(left, Rates::default().bytes_per_second, self.time_left());
+        while left > 0 && another.is_ok() {
+            self.track.enter(Phase::PreCopy(rounds.len() as u32 + 1)).await?;
+            let (began, sent_bytes) = (Instant::now(), left);
+            // A deadline is no time to be modest.
+            let pace = self.job.deadline.is_none().then(|| Pace::new(self.context.config.memory.max_precopy_cpu));
+            self.send(target, |memory| memory.batch(false, pace)).await?;
+            let elapsed = began.elapsed();
+            left = self.look(Memory::look).await?;
+            rounds.push(Round { sent_bytes, elapsed, dirty_bytes: left });
+            another = rounds::another(&rounds, self.time_left());
+        }
+        if let Err(enough) = another {
+            info!(migration = %self.track.id, rounds = rounds.len(), left, ?enough, "the container is frozen now");
+        }
+        Ok(())
+    }
+
+    /// What was written since, now that the tasks are frozen.
+    pub(super) async fn send_changed(&self, target: &mut Conversation) -> Result<(), Error> {
+        self.send_frozen(target, Memory::look_at_frozen).await
+    }
+
+    /// Pages that CRIU's dump in `images` has left to us, and that the target does not have yet.
+    pub(super) async fn send_missing(&self, target: &mut Conversation, images: PathBuf) -> Result<(), Error> {
+        self.send_frozen(target, move |memory| memory.owe(holes(&images)?)).await
+    }
+
+    async fn send_frozen(
+        &self,
+        target: &mut Conversation,
+        look: impl FnOnce(&mut Memory) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        match self.look(look).await? {
+            0 => Ok(()),
+            _ => self.send(target, |memory| memory.batch(true, None)).await,
+        }
+    }
+
+    /// Until COMMIT, when a notice sets the time.
+    fn time_left(&self) -> Option<Duration> {
+        self.job.deadline.map(|_| self.commit_by.saturating_duration_since(Instant::now()))
+    }
+
+    /// Looks at the memory; returns how much is to be sent, in bytes.
+    async fn look(&self, look: impl FnOnce(&mut Memory) -> Result<(), Error> + Send + 'static) -> Result<u64, Error> {
+        let Some(memory) = self.memory.clone() else { return Ok(0) };
+        let looked = spawn_blocking(move || {
+            let mut memory = lock(&memory);
+            look(&mut memory).map(|()| memory.to_send())
+        });
+        unpanicked(looked.await)
+    }
+
+    async fn send(
+        &self,
+        target: &mut Conversation,
+        batch: impl FnOnce(&mut Memory) -> Arc<Batch>,
+    ) -> Result<(), Error> {
+        let Some(memory) = &self.memory else { return Ok(()) };
+        let batch = batch(&mut lock(memory));
+        let (bytes, frozen) = (batch.bytes, batch.frozen);
+        target.say(&Request::Pages { bytes, frozen }).await?;
+        let progress = self.track.progress(progress_name(frozen), Some(bytes));
+        let stats = target.bulk().send_extents(Arc::clone(&batch) as _, &progress).await?;
+        self.track.count(stats).await?;
+        target.done("receiving pages", STEP).await?;
+        lock(memory).sent(&batch);
+        Ok(())
+    }
+}
+
+/// What those who watch a migration are told that its pages are.
+pub(super) fn progress_name(frozen: bool) -> &'static str {
+    if frozen { "memory" } else { "pre-copy" }
+}
+
+fn lock(memory: &Mutex<Memory>) -> MutexGuard<'_, Memory> {
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
