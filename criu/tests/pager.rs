@@ -84,7 +84,8 @@ impl Task {
     fn assert_well(mut self) {
         let status = self.process.wait().unwrap();
         let mut said = String::new();
-        self.control.read_to_string(&mut said).unwrap();
+        // It is an error, after what was said, if it has not heard everything.
+        let _ = self.control.read_to_string(&mut said);
         assert!(status.success(), "{status}: {said}");
     }
 }
