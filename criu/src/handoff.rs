@@ -102,7 +102,7 @@ impl Directory {
         self.images().join("memory")
     }
 
-    /// `work/`: CRIU's `restore.log` and statistics; made by the wrapper.
+    /// `work/`: CRIU's `restore.log` and statistics, and where it finds the pager of a lazy restore; made by the wrapper.
     pub fn work(&self) -> PathBuf {
         self.path.join("work")
     }

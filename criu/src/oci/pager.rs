@@ -21,11 +21,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ use crate::cgroup::Grip;
 use crate::handoff::{Directory, RestoreRequest};
 use crate::memory::pager::{self, Counters, Ending, Held, Memory, SOCKET};
 use crate::memory::{ImageError, Store};
-use crate::pidfd;
+use crate::{pidfd, tasks};
 
 /// The hidden verb by which `create` starts the guard.
 const VERB: &str = "--spothop-pager";
@@ -53,6 +54,9 @@ const OK: &str = "ok";
 
 /// For an answer of the guard, which has nothing else to do.
 const ANSWER: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it lives, in milliseconds.
+const STILL_THERE: u16 = 100;
 
 /// The longest reason why there is no pager, in bytes; an error of ours with a path or two.
 const LONGEST_REASON: u64 = 16 << 10;
@@ -122,11 +126,19 @@ pub(super) fn tell_held(directory: &Path, init_pid: i32) -> io::Result<()> {
         return Ok(());
     }
     let mut guard = UnixStream::connect(path)?;
-    guard.set_read_timeout(Some(ANSWER))?;
+    // Who listens, as the kernel noted it then; the pager has the socket open too, and would not answer.
+    let process = getsockopt(&guard, sockopt::PeerCredentials)?.pid();
     guard.write_all(gate::held_word(init_pid).as_bytes())?;
-    let mut answer = String::new();
-    guard.take(OK.len() as u64).read_to_string(&mut answer)?;
-    if answer == OK { Ok(()) } else { Err(io::Error::other("there is no pager any more")) }
+    let deadline = Instant::now() + ANSWER;
+    while !tasks::is_dead(process) && Instant::now() < deadline {
+        let mut answer = [PollFd::new(guard.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut answer, STILL_THERE) != Ok(0) {
+            let mut said = String::new();
+            guard.take(OK.len() as u64).read_to_string(&mut said)?;
+            return if said == OK { Ok(()) } else { Err(io::Error::other("the tasks' guard has said no")) };
+        }
+    }
+    Err(io::Error::other("the tasks' guard is dead"))
 }
 
 /// Does the guard's and the pager's work when this process is to; `None` when it is not.

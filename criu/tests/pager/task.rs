@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "a restored task is known by what it does with its memory")]
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IoSlice, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -105,7 +105,10 @@ pub(crate) fn run(order: &str) -> ! {
     let mut control = Control::new();
     control.say("announced");
     control.wait();
-    let midway = || control.say("midway");
+    let midway = || {
+        control.say("midway");
+        control.wait();
+    };
     match scenario {
         Scenario::Touch | Scenario::Early => touched(&memory, midway),
         Scenario::Fork => fork(&memory, midway),
@@ -251,6 +254,8 @@ fn touched(memory: &Memory, midway: impl FnOnce()) {
 fn fork(memory: &Memory, midway: impl FnOnce()) {
     let parts = 4;
     let mut children = Vec::new();
+    // Closed when children may go on.
+    let (halt, start) = io::pipe().unwrap();
     for part in 0..parts {
         for page in shuffled(memory.pages).skip(part * 50).take(50) {
             memory.assert(BASE + page * PAGE, Some(page));
@@ -258,7 +263,13 @@ fn fork(memory: &Memory, midway: impl FnOnce()) {
         // SAFETY: the child of this only reads memory and ends.
         match unsafe { libc::fork() } {
             0 => {
-                let good = shuffled(memory.pages).all(|page| memory.read(BASE + page * PAGE, Some(page)).is_ok());
+                // SAFETY: the child's own, and closed once.
+                unsafe { libc::close(start.as_raw_fd()) };
+                let mut pages = shuffled(memory.pages);
+                let right = |page| memory.read(BASE + page * PAGE, Some(page)).is_ok();
+                let half = pages.by_ref().take(memory.pages as usize / 2).all(right);
+                let _ = (&halt).read(&mut [0]);
+                let good = half && pages.all(right);
                 if !good {
                     complain();
                 }
@@ -269,6 +280,7 @@ fn fork(memory: &Memory, midway: impl FnOnce()) {
         }
     }
     midway();
+    drop(start);
     memory.assert_all();
     for child in children {
         let status = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None).unwrap();

@@ -180,13 +180,12 @@ impl Task {
             match self.uffd.zero(&range) {
                 Ok(_) => return Ok(Attempt::Done),
                 Err(Refusal::Gone) if range.end > page + PAGE => range.end = page + PAGE,
-                // Put in since it was asked for: who waits is awake, or missed it.
-                Err(Refusal::There) => {
+                // Put in since it was asked for: who waits is awake, or missed it. Or the mapping was taken away from under a thread that
+                // waits for it, which is its affair.
+                Err(Refusal::There | Refusal::Gone) => {
                     self.uffd.wake(page);
                     return Ok(Attempt::Done);
                 }
-                // The mapping was taken away from under a thread that waits for it. That is its affair.
-                Err(Refusal::Gone) => return Ok(Attempt::Done),
                 Err(refusal) => return self.attempt(refusal, page),
             }
         }
@@ -226,12 +225,8 @@ impl Task {
                 Err(Refusal::There) if !progress.tasks_may_run() => {
                     return Err(PagerError::There { vpid: self.vpid, address: at });
                 }
-                Err(Refusal::Gone) => {
-                    counters.gone_pages += 1;
-                    PAGE
-                }
-                // The task has made a guard of it.
-                Err(Refusal::There) => {
+                // In a child it may not have been inherited; of what is there the task has made a guard.
+                Err(Refusal::Gone | Refusal::There) => {
                     self.uffd.wake(at);
                     counters.gone_pages += 1;
                     PAGE

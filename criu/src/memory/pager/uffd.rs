@@ -48,7 +48,7 @@ pub(super) enum Refusal {
     Changing,
     /// The first page is there already.
     There,
-    /// The range is not within one registered mapping.
+    /// The range is not within one registered mapping, and there is no event to be read.
     Gone,
     /// The process has ended, or has become another program.
     Ended,
@@ -124,7 +124,7 @@ impl Uffd {
         // SAFETY: the kernel reads `bytes`, which live throughout, and writes `order`. It writes the memory of another process, or of
         // ours where that was registered for it.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY.into(), &mut order) };
-        progress(done, length, order.copy)
+        self.sure(progress(done, length, order.copy))
     }
 
     /// Puts zero pages in; otherwise like [`Uffd::copy`].
@@ -133,7 +133,24 @@ impl Uffd {
         let mut order = uffdio_zeropage { range: range(at), mode: 0, zeropage: 0 };
         // SAFETY: the kernel reads and writes `order` alone, and puts pages where there are none.
         let done = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_ZEROPAGE.into(), &mut order) };
-        progress(done, at.end - at.start, order.zeropage)
+        self.sure(progress(done, at.end - at.start, order.zeropage))
+    }
+
+    /// A mapping that is gone may have been moved, with an event that is not read yet: the kernel looks for the mapping before it looks
+    /// for the event when the two happen at once (mm/userfaultfd.c, `mfill_atomic`). Events stay until they are read, which only we do.
+    #[expect(unsafe_code, reason = "an ioctl with a structure of the kernel's")]
+    fn sure(&self, done: Result<u64, Refusal>) -> Result<u64, Refusal> {
+        if done != Err(Refusal::Gone) {
+            return done;
+        }
+        // Of a length that is none: whether mappings are changing is looked at before that.
+        let mut nothing = uffdio_copy { dst: 0, src: 0, len: 0, mode: 0, copy: 0 };
+        // SAFETY: the kernel reads and writes `nothing` alone.
+        let refused = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY.into(), &mut nothing) };
+        match Errno::result(refused) {
+            Err(Errno::EAGAIN) => Err(Refusal::Changing),
+            _ => done,
+        }
     }
 
     /// Wakes who waits for a page that is there.
