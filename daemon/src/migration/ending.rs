@@ -9,7 +9,9 @@ use futures_util::FutureExt as _;
 use spothop_criu::cgroup::{self, Freezer};
 use spothop_criu::dump::{self, Checkpoint, DumpError, Outcome as DumpOutcome};
 use spothop_criu::{netns, repair};
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::error::chain;
@@ -19,7 +21,10 @@ use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::journal::JournalError;
-use crate::orchestrator;
+use crate::orchestrator::{self, Orchestrator, RestartPolicy};
+
+/// For an engine to note something down while the container is frozen; it takes 70 ms.
+const ENGINE: Duration = Duration::from_secs(5);
 
 /// For the target to let the tasks run.
 const RUN: Duration = Duration::from_secs(60);
@@ -29,6 +34,8 @@ const RUN: Duration = Duration::from_secs(60);
 pub(super) struct Held {
     gate: Option<Gate>,
     dump: Option<JoinHandle<Result<DumpOutcome, DumpError>>>,
+    /// The engine's call that holds the restart policy.
+    holding: Option<JoinHandle<()>>,
 }
 
 impl Held {
@@ -36,6 +43,31 @@ impl Held {
     pub(super) fn start(&mut self, gate: Gate, checkpoint: Checkpoint) {
         self.gate = Some(gate);
         self.dump = Some(spawn_blocking(move || checkpoint.run()));
+    }
+
+    /// Has the engine note that it must not start the container again, and waits for its answer, but not for long: an engine that
+    /// restarts takes calls, and answers them half a minute later. What was asked goes on then, and is done all the same.
+    pub(super) fn hold_restarts(
+        &mut self,
+        engine: Arc<dyn Orchestrator>,
+        container: &str,
+        policy: &RestartPolicy,
+    ) -> impl Future<Output = Result<(), Error>> + use<> {
+        let (answer, answered) = oneshot::channel();
+        if policy.is_no() {
+            let _ = answer.send(Ok(()));
+        } else {
+            let (container, policy) = (container.to_owned(), policy.clone());
+            self.holding = Some(tokio::spawn(async move {
+                let _ = answer.send(engine.hold_restarts(&container, &policy).await);
+            }));
+        }
+        async {
+            match timeout(ENGINE, answered).await {
+                Ok(Ok(answer)) => Ok(answer?),
+                _ => Err(Error::TimedOut { step: "holding the restart policy", limit: ENGINE }),
+            }
+        }
     }
 
     /// Waits until CRIU holds the dump at the gate. Safe to cancel.
@@ -81,6 +113,8 @@ pub(super) struct Ending {
     track: Track,
     container_id: String,
     target: String,
+    /// [`Held::holding`].
+    holding: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Who has the container after COMMIT.
@@ -93,7 +127,7 @@ enum Taken {
 
 impl Ending {
     pub(super) fn new(context: Arc<Context>, track: Track, container_id: String, target: String) -> Self {
-        Self { context, track, container_id, target }
+        Self { context, track, container_id, target, holding: Mutex::default() }
     }
 
     /// Decides, and does what follows: COMMIT if the target holds the restored tasks, ABORT otherwise.
@@ -227,8 +261,9 @@ impl Ending {
     }
 
     /// ABORT stands: undoes everything. The target notices by the session's end, and asks if it must.
-    async fn go_on(self, reason: String, mut held: Held) -> Outcome {
+    async fn go_on(mut self, reason: String, mut held: Held) -> Outcome {
         held.open();
+        self.holding = Mutex::new(held.holding.take());
         if let Some(Ok(DumpOutcome::Killed)) = held.ended().await {
             error!(migration = %self.track.id, "CRIU killed the tasks although the verdict is ABORT");
         }
@@ -293,6 +328,10 @@ impl Ending {
     async fn undo(&self, step: Step) -> Result<(), Error> {
         match step {
             Step::HoldRestarts { container, policy } => {
+                // The engine does it some time, and must not do so after this.
+                if let Some(holding) = self.holding.lock().await.take() {
+                    unpanicked(holding.await);
+                }
                 Ok(self.context.engine.resume_restarts(&container, &policy).await?)
             }
             Step::Checkpoint => self.checkpoint_ended(false).await,

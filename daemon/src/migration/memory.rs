@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use super::Error;
 use super::error::chain;
-use super::packing::{self, PACKED};
+use super::packing::{self, CLEARED, PACKED};
 
 /// From this length on a range of pages goes alone, in bytes; shorter ones are packed together.
 const ALONE: u64 = 64 << 10;
@@ -35,6 +35,9 @@ pub(super) struct Memory {
     /// How written pages are found; none where memory is only read once it is frozen.
     method: Option<Method>,
     tasks: BTreeMap<Vpid, Task>,
+    /// What the target has and nobody needs any more.
+    to_clear: Vec<(Vpid, Pages)>,
+    looked: bool,
 }
 
 /// The memory of one of its processes.
@@ -51,18 +54,21 @@ struct Task {
 impl Memory {
     /// That of the container whose first process is `init_pid`. Nothing is looked at yet.
     pub(super) fn new(init_pid: i32, method: Option<Method>) -> Self {
-        Self { init_pid, method, tasks: BTreeMap::new() }
+        Self { init_pid, method, tasks: BTreeMap::new(), to_clear: Vec::new(), looked: false }
     }
 
-    /// Finds what was written since the last look, and follows processes that are new.
+    /// Finds what was written since the last look. Processes that are there at the first one are followed: a later one is as often as
+    /// not a child that shares its parent's memory and is gone soon, and what is left of it goes over under the freeze.
     pub(super) fn look(&mut self) -> Result<(), Error> {
         let Some(method) = self.method else { return Ok(()) };
-        for vpid in self.meet(&memory::processes(self.init_pid)?) {
-            if let Some(task) = self.tasks.get_mut(&vpid) {
-                task.follow(method);
-            }
+        let new = self.meet(&memory::processes(self.init_pid)?);
+        if !std::mem::replace(&mut self.looked, true) {
+            new.iter().filter_map(|vpid| self.tasks.get_mut(vpid).map(|task| task.follow(method))).for_each(drop);
         }
-        self.tasks.values_mut().for_each(Task::look);
+        for (vpid, task) in &mut self.tasks {
+            task.look();
+            self.to_clear.extend(task.gone().map(|gone| (*vpid, gone)));
+        }
         Ok(())
     }
 
@@ -73,9 +79,15 @@ impl Memory {
         Ok(())
     }
 
-    /// The processes that there are; returns the new ones. What was sent of others is of no use to the target, and does no harm there.
+    /// The processes that there are; returns the new ones.
     fn meet(&mut self, processes: &[Process]) -> Vec<Vpid> {
-        self.tasks.retain(|vpid, task| processes.iter().any(|p| p.vpid == *vpid && p.pid == task.pid));
+        let is_there = |vpid: &Vpid, task: &mut Task| processes.iter().any(|p| p.vpid == *vpid && p.pid == task.pid);
+        for (vpid, ended) in self.tasks.extract_if(.., |vpid, task| !is_there(vpid, task)) {
+            // Another process may bear its name by now; then what is left of the old one does no harm.
+            if !ended.sent.is_empty() && !processes.iter().any(|process| process.vpid == vpid) {
+                self.to_clear.push((vpid, ended.sent));
+            }
+        }
         let known = |process: &&Process| !self.tasks.contains_key(&process.vpid);
         let new: Vec<_> = processes.iter().filter(known).copied().collect();
         for &Process { pid, vpid } in &new {
@@ -113,6 +125,9 @@ impl Memory {
             task.sent.extend(pages);
             readers.insert(vpid, Reader { pid: task.pid, tracker: task.tracker.clone() });
         }
+        for (vpid, pages) in self.to_clear.drain(..) {
+            pieces.extend(memory::pieces(&pages).map(|range| (vpid | CLEARED.cast_signed(), range)));
+        }
         let packed = packs.iter().map(|(_, ranges)| packing::length(ranges) as u64).sum::<u64>();
         let bytes = packed + pieces.iter().map(|(_, range)| range.end - range.start).sum::<u64>();
         let todo = Mutex::new((pieces.into_iter(), 0..packs.len()));
@@ -142,6 +157,20 @@ impl Task {
             Ok(tracker) => self.tracker = Some(Arc::new(RwLock::new(tracker))),
             Err(failure) => warn!(pid, error = chain(&failure), "the memory of a process cannot be followed"),
         }
+    }
+
+    /// What was sent of it and holds no data any more.
+    fn gone(&mut self) -> Option<Pages> {
+        if self.sent.is_empty() {
+            return None;
+        }
+        // A process that has just ended is not there at the next look.
+        let populated =
+            memory::private_anonymous(self.pid).and_then(|areas| memory::populated(self.pid, &areas)).ok()?;
+        let mut gone = self.sent.clone();
+        populated.iter().for_each(|range| gone.remove(range.clone()));
+        gone.iter().for_each(|range| self.sent.remove(range.clone()));
+        (!gone.is_empty()).then_some(gone)
     }
 
     fn look(&mut self) {
@@ -234,6 +263,10 @@ impl ExtentSource for Batch {
         if let Some(pace) = &self.pace {
             pace.keep();
         }
+        if extent.object & CLEARED != 0 {
+            buffer.fill(0);
+            return Ok(buffer.len());
+        }
         if extent.object & PACKED == 0 {
             let range = extent.offset..extent.offset + buffer.len() as u64;
             return self.read_range(extent.object.cast_signed(), &range, buffer);
@@ -312,6 +345,27 @@ mod tests {
         assert_eq!(batch.read(pack, &mut vec![0; packed as usize]).unwrap(), 4 + 2 * 12);
         memory.sent(&batch);
         assert_eq!(memory.tasks[&1].sent, pages([(0x10000, 0x30000)]));
+    }
+
+    #[test]
+    fn what_an_ended_process_has_sent_is_cleared_at_the_target() {
+        let mut memory = with_tasks(&[1, 7]);
+        memory.tasks.get_mut(&7).unwrap().sent = pages([(0x1000, 0x3000)]);
+        memory.meet(&[Process { pid: (1 << 23) + 1, vpid: 1 }]);
+        let batch = memory.batch(false, None);
+        let extent = Extent { object: 7 | CLEARED, offset: 0x1000, length: 0x2000 };
+        assert_eq!((batch.next(), batch.next()), (Some(extent), None));
+        let mut buffer = vec![1; 0x2000];
+        assert_eq!(batch.read(extent, &mut buffer).unwrap(), 0x2000);
+        assert_eq!(buffer, [0; 0x2000]);
+    }
+
+    #[test]
+    fn pages_that_hold_no_data_any_more_are_gone() {
+        let own = std::process::id().cast_signed();
+        let mut task = Task { pid: own, tracker: None, sent: pages([(0x1000, 0x2000)]), to_send: Pages::new() };
+        assert_eq!(task.gone(), Some(pages([(0x1000, 0x2000)])), "nothing is ever mapped that low");
+        assert_eq!((task.gone(), task.sent.is_empty()), (None, true));
     }
 
     #[test]

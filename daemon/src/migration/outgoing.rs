@@ -59,25 +59,24 @@ impl<'a> Outgoing<'a> {
         Ok(())
     }
 
-    /// What was written since, now that the tasks are frozen.
+    /// Finds what was written since, now that the tasks are frozen. Before CRIU touches them: it resets what the kernel notes of writes.
+    pub(super) async fn look_at_frozen(&self) -> Result<(), Error> {
+        self.look(Memory::look_at_frozen).await.map(drop)
+    }
+
+    /// Sends that.
     pub(super) async fn send_changed(&self, target: &mut Conversation) -> Result<(), Error> {
-        self.send_frozen(target, Memory::look_at_frozen).await
+        let left = self.memory.as_ref().map_or(0, |memory| lock(memory).to_send());
+        match left {
+            0 => Ok(()),
+            _ => self.send(target, |memory| memory.batch(true, None)).await,
+        }
     }
 
     /// Pages that CRIU's dump in `images` has left to us, and that the target does not have yet.
     pub(super) async fn send_missing(&self, target: &mut Conversation, images: PathBuf) -> Result<(), Error> {
-        self.send_frozen(target, move |memory| memory.owe(holes(&images)?)).await
-    }
-
-    async fn send_frozen(
-        &self,
-        target: &mut Conversation,
-        look: impl FnOnce(&mut Memory) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        match self.look(look).await? {
-            0 => Ok(()),
-            _ => self.send(target, |memory| memory.batch(true, None)).await,
-        }
+        self.look(move |memory| memory.owe(holes(&images)?)).await?;
+        self.send_changed(target).await
     }
 
     /// Until COMMIT, when a notice sets the time.

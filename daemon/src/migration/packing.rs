@@ -1,4 +1,6 @@
-//! Scattered pages in one piece on the wire: one by one each would cost as much as a mebibyte.
+//! Pages on the wire: an object is a process, and its number the process's id in the container, with a mark for two kinds of pieces.
+//!
+//! Scattered pages share a piece, a pack: one by one each would cost as much as a mebibyte.
 //!
 //! ```text
 //! u32 count │ count × { u64 address, u32 length } │ the bytes of each, one after the other        little endian
@@ -9,6 +11,9 @@ use std::ops::Range;
 
 /// In the number of an object: the piece is a pack of its pages. Process ids are far smaller (2^22).
 pub(super) const PACKED: u32 = 1 << 31;
+
+/// In the number of an object: these pages of it are to be forgotten; they come as zeros.
+pub(super) const CLEARED: u32 = 1 << 30;
 
 /// The most that a pack is long, in bytes: one piece.
 pub(super) const LONGEST: usize = spothop_transfer::Extent::MAX_LENGTH as usize;

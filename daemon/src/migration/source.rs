@@ -32,9 +32,6 @@ pub(super) const STEP: Duration = Duration::from_secs(60);
 /// For pulling an image or taking one in.
 const IMAGE: Duration = Duration::from_secs(600);
 
-/// For an engine to note something down while the container is frozen; it takes 70 ms.
-const ENGINE: Duration = Duration::from_secs(5);
-
 /// How long a cgroup may take to freeze. Tasks in uninterruptible sleep (a hung NFS server) do not freeze at all.
 const FREEZE: Duration = Duration::from_secs(5);
 
@@ -267,18 +264,12 @@ impl Source<'_> {
     async fn dump(&mut self, gate: Gate, target: &mut Conversation, snapshot: Arc<Snapshot>) -> Result<(), Error> {
         let (context, job) = (self.context, self.job);
         let checkpoint = self.checkpoint(gate.script())?;
+        self.memory.look_at_frozen().await?;
         let last_files = files::difference(self.trees(), snapshot);
         let held = &mut self.held;
         held.start(gate, checkpoint);
-        let restarts = async {
-            if !job.container.restart_policy.is_no() {
-                let held = context.engine.hold_restarts(&job.container.id, &job.container.restart_policy);
-                // An engine that restarts takes calls, and answers them half a minute later.
-                let too_long = |_| Error::TimedOut { step: "holding the restart policy", limit: ENGINE };
-                timeout(ENGINE, held).await.map_err(too_long)??;
-            }
-            Ok(())
-        };
+        let engine = Arc::clone(&context.engine);
+        let restarts = held.hold_restarts(engine, &job.container.id, &job.container.restart_policy);
         let (track, target_name, memory) = (self.track, &job.target, &self.memory);
         let files = async {
             target.say(&Request::LastFiles).await?;

@@ -21,7 +21,7 @@ use super::handoff::Handoff;
 use super::message::{Answer, Offer, Request};
 use super::moving::Moving;
 use super::outgoing::progress_name;
-use super::packing::{PACKED, unpack};
+use super::packing::{CLEARED, PACKED, unpack};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
 use crate::capacity::Reservation;
@@ -349,14 +349,15 @@ struct Incoming(Store);
 
 impl ExtentSink for Incoming {
     fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        match object & PACKED {
+        match object & (PACKED | CLEARED) {
             0 => self.0.put(object.cast_signed(), offset, bytes),
-            _ => unpack(bytes, |address, bytes| self.0.put((object & !PACKED).cast_signed(), address, bytes)),
+            PACKED => unpack(bytes, |address, bytes| self.0.put((object & !PACKED).cast_signed(), address, bytes)),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "pages that are to be forgotten come as zeros")),
         }
     }
 
     fn zero(&self, object: u32, offset: u64, length: u32) -> io::Result<()> {
-        self.0.zero(object.cast_signed(), offset, u64::from(length))
+        self.0.zero((object & !CLEARED).cast_signed(), offset, u64::from(length))
     }
 }
 

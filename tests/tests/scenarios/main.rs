@@ -13,6 +13,7 @@ mod faults;
 mod fence;
 mod files;
 mod matrix;
+mod memory;
 mod network;
 mod processes;
 mod provider;
@@ -58,6 +59,8 @@ fn main() -> ExitCode {
         engine::a_notice_moves_all_containers_in_the_order_of_their_priority,
         files::the_writable_layer_and_all_volumes_are_the_same_after_the_move,
         files::changes_up_to_the_freeze_are_not_lost,
+        memory::every_way_of_memory_keeps_the_connection_and_every_acknowledged_write,
+        memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,
         network::streams_in_full_flow_lose_no_byte_in_either_direction,

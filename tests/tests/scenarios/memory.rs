@@ -1,0 +1,79 @@
+//! Memory, in every way in which it can go over.
+
+use crate::redis::{assert_faithful, under_load};
+use crate::scene::{HOSTS, Scene};
+
+/// A tree of processes that writes to memory of every kind. USR1 lets it compare all of it; the exit code says whether it is right.
+const EVERY_KIND: &str = include_str!("programs/memory.py");
+
+/// Daemons with another `[memory]`, until this is dropped.
+struct Configured<'a>(&'a Scene);
+
+impl<'a> Configured<'a> {
+    fn with(scene: &'a Scene, table: &str) -> Self {
+        let configured = Self(scene);
+        for host in HOSTS {
+            let script = "cp -n /etc/spothop/config.toml /etc/spothop/config.kept; \
+                          { cat /etc/spothop/config.kept; printf '\\n[memory]\\n%s\\n' \"$0\"; } > /etc/spothop/config.toml";
+            scene.output(host, ["sh", "-ec", script, table]).expect("a configuration");
+            scene.restart_daemon(host);
+        }
+        scene.eventually("a", "spothop hosts --json | grep -q reachable");
+        configured
+    }
+}
+
+impl Drop for Configured<'_> {
+    fn drop(&mut self) {
+        for host in HOSTS {
+            self.0.sh(host, "mv /etc/spothop/config.kept /etc/spothop/config.toml");
+            self.0.restart_daemon(host);
+        }
+    }
+}
+
+pub(crate) fn every_way_of_memory_keeps_the_connection_and_every_acknowledged_write(scene: &Scene) {
+    let ways = [
+        ("mode = 'dump'", false),
+        ("mode = 'stop-and-copy'\nrestore = 'eager'", false),
+        ("mode = 'stop-and-copy'\nrestore = 'lazy'", false),
+        ("tracking = 'content'\nrestore = 'eager'", true),
+        ("tracking = 'content'\nrestore = 'lazy'\nmax_precopy_cpu = 0.5", true),
+        ("tracking = 'write-protect'\nrestore = 'eager'", true),
+    ];
+    let (redis, client) = under_load(scene, 32);
+    let keys = redis.key_count().expect("a number");
+    let (mut from, mut to) = ("a", "b");
+    for (table, in_rounds) in ways {
+        let configured = Configured::with(scene, table);
+        let migration = scene.migrate(from, "r1", to);
+        let phases = migration["phases"].as_array().expect("phases");
+        assert_eq!(phases.iter().any(|entered| entered["phase"] == "pre-copy(1)"), in_rounds, "{table}: {migration:#}");
+        redis.verify().expect("the data of the beginning");
+        scene.nothing_is_left(to, "r1", &HOSTS);
+        drop(configured);
+        (from, to) = (to, from);
+    }
+    assert_faithful(client);
+    assert_eq!(redis.key_count().expect("a number"), keys);
+}
+
+pub(crate) fn memory_of_every_kind_is_the_same_after_the_move_in_all_processes(scene: &Scene) {
+    for way in ["", "restore = 'eager'"] {
+        let configured = Configured::with(scene, way);
+        scene.run("a", "m1", "--network=lan --ip=172.30.0.61 python", &["python3", "-c", EVERY_KIND]);
+        let mut logs = scene.follow("a", "docker logs --follow m1");
+        for _ in 0..3 {
+            logs.until(|line| line == "ready");
+        }
+
+        scene.migrate("a", "m1", "b");
+        scene.migrate("b", "m1", "a");
+
+        scene.sh("a", "docker kill --signal=USR1 m1");
+        let code = scene.sh("a", "docker wait m1");
+        assert_eq!(code, "0", "{way}: {}", scene.sh("a", "docker logs m1 2>&1"));
+        scene.sh("a", "docker rm m1");
+        drop(configured);
+    }
+}
