@@ -356,6 +356,18 @@ mod tests {
         assert_eq!((composed.present, composed.lazy[&1].is_empty()), (2 * PAGE, true));
     }
 
+    #[test]
+    fn what_a_forked_child_must_find_empty_is_not_lazy() {
+        let scratch = scratch();
+        let range = PAGE..3 * PAGE;
+        let entries = vec![Entry { range: range.clone(), flags: PE_PARENT }];
+        let wiped = Vma { advice: 1 << libc::MADV_WIPEONFORK, ..anonymous(range) };
+        write_task(scratch.path(), &Pagemap { pages_id: 1, entries }, &[wiped], 0);
+        fs::write(images::pages_path(scratch.path(), 1), "").unwrap();
+        let composed = compose(scratch.path(), &store(&scratch), Restore::Lazy).unwrap();
+        assert_eq!((composed.present, composed.lazy[&1].is_empty()), (2 * PAGE, true));
+    }
+
     /// What is said about one task, and whether its pagemap was left alone.
     fn refused(entries: &[Entry], vmas: &[Vma], pages: u64) -> ImageError {
         let scratch = scratch();

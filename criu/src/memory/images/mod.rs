@@ -80,6 +80,8 @@ pub(super) struct Vma {
     pub(super) flags: u32,
     /// `VMA_*` (criu/include/image.h).
     pub(super) status: u32,
+    /// Bits by the numbers of `MADV_*`.
+    pub(super) advice: u64,
 }
 
 /// One process, from `pstree.img`.
@@ -141,6 +143,8 @@ struct VmaEntry {
     flags: u32,
     #[prost(uint32, required, tag = "7")]
     status: u32,
+    #[prost(uint64, optional, tag = "9")]
+    madv: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -194,7 +198,8 @@ impl Vma {
     }
 
     /// Does CRIU register it with the task's userfaultfd (criu/include/vma.h, `vma_entry_can_be_lazy`)? Not so shadow stacks, whose
-    /// contents CRIU copies before it registers them (criu/pie/restorer.c, `vma_remap`).
+    /// contents CRIU copies before it registers them (criu/pie/restorer.c, `vma_remap`); and what a forked child must find empty
+    /// (MADV_WIPEONFORK, by which random number generators notice a fork), since a child is given what its parent lacks.
     pub(super) fn can_be_lazy(&self) -> bool {
         let has = |flag: i32| self.flags & flag.cast_unsigned() != 0;
         let special = [VMA_AREA_VDSO, VMA_AREA_VVAR, VMA_AREA_VSYSCALL, VMA_AREA_SHSTK, VMA_AREA_AIORING];
@@ -202,6 +207,7 @@ impl Vma {
             && has(libc::MAP_PRIVATE)
             && !has(libc::MAP_LOCKED)
             && !has(libc::MAP_HUGETLB)
+            && self.advice & 1 << libc::MADV_WIPEONFORK == 0
             && !special.into_iter().any(|status| self.is(status))
     }
 
@@ -352,7 +358,7 @@ pub(super) fn read_vmas(directory: &Path, vpid: Vpid) -> Result<Vec<Vma>, ImageE
     let path = directory.join(format!("mm-{vpid}.img"));
     let mm: MmEntry = Image::existing(&path, MM)?.required()?;
     let mut vmas: Vec<Vma> = Vec::with_capacity(mm.vmas.len());
-    for VmaEntry { start, end, flags, status } in mm.vmas {
+    for VmaEntry { start, end, flags, status, madv } in mm.vmas {
         // vsyscall lies above all else.
         if status == VMA_AREA_GUARD || start >= ADDRESSES {
             continue;
@@ -360,7 +366,7 @@ pub(super) fn read_vmas(directory: &Path, vpid: Vpid) -> Result<Vec<Vma>, ImageE
         if vmas.last().is_some_and(|last| last.range.end > start) {
             return Err(ImageError::Order { path, address: start });
         }
-        vmas.push(Vma { range: checked(&path, start..end)?, flags, status });
+        vmas.push(Vma { range: checked(&path, start..end)?, flags, status, advice: madv.unwrap_or_default() });
     }
     Ok(vmas)
 }

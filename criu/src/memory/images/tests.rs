@@ -39,6 +39,7 @@ pub(in crate::memory) fn write_task(directory: &Path, pagemap: &Pagemap, vmas: &
         end: vma.range.end,
         flags: vma.flags,
         status: vma.status,
+        madv: Some(vma.advice),
     });
     let thread_info = Some(ThreadInfoX86 { gpregs: Some(UserX86Regs { sp: Some(stack) }) });
     write(directory, "pstree", PSTREE, &[PstreeEntry { pid: 1, threads: vec![1] }]);
@@ -50,12 +51,12 @@ pub(in crate::memory) fn write_task(directory: &Path, pagemap: &Pagemap, vmas: &
 /// A private anonymous mapping.
 pub(in crate::memory) fn anonymous(range: Range<u64>) -> Vma {
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS).cast_unsigned();
-    Vma { range, flags, status: VMA_AREA_REGULAR | VMA_ANON_PRIVATE }
+    Vma { range, flags, status: VMA_AREA_REGULAR | VMA_ANON_PRIVATE, advice: 0 }
 }
 
 /// A private mapping of a file.
 pub(in crate::memory) fn of_file(range: Range<u64>) -> Vma {
-    Vma { range, flags: libc::MAP_PRIVATE.cast_unsigned(), status: VMA_AREA_REGULAR | VMA_FILE_PRIVATE }
+    Vma { range, flags: libc::MAP_PRIVATE.cast_unsigned(), status: VMA_AREA_REGULAR | VMA_FILE_PRIVATE, advice: 0 }
 }
 
 fn write<M: Message>(directory: &Path, name: &str, magic: u32, messages: &[M]) {
