@@ -141,6 +141,32 @@ pub(crate) fn is_dead(pid: i32) -> bool {
     stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
+/// Whether a process has begun to end and is not dead yet. Where it stays like that, somebody who traces its threads does not let go of
+/// them, or it is the init of a pid namespace whose other processes do.
+pub(crate) fn is_dying(pid: i32) -> bool {
+    /// `PF_EXITING` in the field `flags` (proc_pid_stat(5), include/linux/sched.h).
+    const EXITING: u64 = 0x4;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let mut fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    let dead = fields.next().is_none_or(|state| matches!(state, "" | "Z" | "X"));
+    // Between the state and it are the parent, group, session, terminal, and its group.
+    let flags = fields.nth(5).and_then(|flags| flags.parse::<u64>().ok());
+    !dead && flags.is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// The children of all threads of a process.
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    threads.flat_map(|tid| children_of_thread(pid, tid)).collect()
+}
+
+/// Those that one thread has made or inherited (proc_pid_task(5), needs CONFIG_PROC_CHILDREN, as CRIU does).
+pub(crate) fn children_of_thread(pid: i32, tid: i32) -> Vec<i32> {
+    let listed = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    listed.split_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,5 +211,6 @@ mod tests {
         .unwrap();
         assert!(is_dead(pid));
         child.wait().unwrap();
+        assert!(!is_dying(pid), "that is over");
     }
 }

@@ -54,6 +54,22 @@ pub fn populated(pid: i32, areas: &Pages) -> Result<Pages, MemoryError> {
     Ok(pages)
 }
 
+/// Does somebody give `pid` its memory through a userfaultfd, as our pager does after a lazy restore? Then pages that belong to it may
+/// not be there yet: whoever reads or dumps it now gets less than there is, and is not told.
+///
+/// # Errors
+/// When the process is gone.
+pub fn is_being_filled(pid: i32) -> Result<bool, MemoryError> {
+    let path = PathBuf::from(format!("/proc/{pid}/smaps"));
+    let text = fs::read(&path).map_err(|source| MemoryError::of(pid, path, source))?;
+    Ok(String::from_utf8_lossy(&text).lines().any(misses_pages))
+}
+
+/// `VmFlags: rd wr mr mw me ac um`: the last is VM_UFFD_MISSING (proc_pid_smaps(5)).
+fn misses_pages(line: &str) -> bool {
+    line.strip_prefix("VmFlags:").is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "um"))
+}
+
 /// `7f00-7f01 rw-p 00000000 00:00 0   [stack]`. Memory of hugetlbfs and shared anonymous memory have an inode.
 fn area(line: &str) -> Option<Area> {
     let mut rest = line;
@@ -82,6 +98,15 @@ mod tests {
     use super::*;
     use crate::memory::PAGE;
     use crate::memory::pagemap::{Fresh, can_scan};
+
+    #[test]
+    fn memory_that_comes_through_a_userfaultfd_is_known_by_its_flags() {
+        assert!(misses_pages("VmFlags: rd wr mr mw me ac um "));
+        // Written pages are followed by another one.
+        assert!(!misses_pages("VmFlags: rd wr mr mw me ac uw "));
+        assert!(!misses_pages("Name: um"));
+        assert!(!is_being_filled(std::process::id().cast_signed()).unwrap());
+    }
 
     #[test]
     fn a_line_of_maps_is_read_by_its_fields() {

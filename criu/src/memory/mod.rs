@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 use rangemap::RangeSet;
 
-pub use areas::{populated, private_anonymous};
+pub use areas::{is_being_filled, populated, private_anonymous};
 pub use compose::{Composed, Restore, compose};
 pub use holes::holes;
 pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};

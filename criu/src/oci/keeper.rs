@@ -3,9 +3,11 @@
 //! `create` and `start` learn the end from `restored.json`; `start` waits for it by waiting until the keeper has left the directory,
 //! which the kernel sees to even if the keeper is killed.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
+use std::mem::replace;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 use std::thread::{self, sleep};
@@ -88,15 +90,36 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
     ending
 }
 
-/// Ends a restore that does not end by itself when its migration is given up: CRIU may wait for ever for images that are not whole.
+/// Ends a restore that does not end by itself: when its migration is given up (CRIU may wait for ever for images that are not whole),
+/// and when its tasks die while CRIU has them in hand (they wait for it to let go of their threads, and it waits for their end).
 fn end_unwanted(directory: &Directory) {
+    let mut dying = BTreeSet::new();
     while !directory.given_up() {
         sleep(STILL_WANTED);
+        let before = replace(&mut dying, dying_descendants());
+        if !before.is_disjoint(&dying) {
+            kill_children();
+        }
     }
     sleep(GRACE);
     if !directory.may_have_run() {
         kill_children();
     }
+}
+
+/// Processes below us that are about to end and have not yet.
+fn dying_descendants() -> BTreeSet<i32> {
+    let mut found = BTreeSet::new();
+    let mut parents = vec![getpid().as_raw()];
+    while let Some(parent) = parents.pop() {
+        for child in tasks::children(parent) {
+            if found.insert(child) {
+                parents.push(child);
+            }
+        }
+    }
+    found.retain(|&pid| tasks::is_dying(pid));
+    found
 }
 
 /// Kills what a failed runtime has left to us. CRIU cannot go on without it, and may wait for ever for tasks that wait for CRIU; with
@@ -116,10 +139,9 @@ fn kill_children() {
     }
 }
 
-/// The children of our main thread, which starts the runtime and inherits what that leaves, but for zombies.
+/// Our children but for zombies: what our main thread starts, and what that leaves.
 fn living_children() -> Vec<Pid> {
-    let children = fs::read_to_string(format!("/proc/self/task/{}/children", getpid())).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|pid| pid.parse().ok());
+    let children = tasks::children_of_thread(getpid().as_raw(), getpid().as_raw()).into_iter();
     children.filter(|&pid| !tasks::is_dead(pid)).map(Pid::from_raw).collect()
 }
 

@@ -51,6 +51,17 @@ struct Task {
     to_send: Pages,
 }
 
+/// Whether a process of the container waits for memory that this host has for it.
+pub(super) fn is_being_filled(init_pid: i32) -> Result<bool, Error> {
+    for Process { pid, .. } in memory::processes(init_pid)? {
+        // One that has just ended lacks nothing.
+        if memory::is_being_filled(pid).unwrap_or(false) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Memory {
     /// That of the container whose first process is `init_pid`. Nothing is looked at yet.
     pub(super) fn new(init_pid: i32, method: Option<Method>) -> Self {

@@ -9,13 +9,14 @@ use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, find_runtime_root};
 use spothop_criu::memory::ConstantParent;
-use spothop_criu::{netns, watches};
+use spothop_criu::{netns, tasks, watches};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::info;
 
 use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
+use super::memory;
 use super::message::{Answer, Offer, Request};
 use super::outgoing::Outgoing;
 use super::target::tcp_mode;
@@ -31,6 +32,9 @@ pub(super) const STEP: Duration = Duration::from_secs(60);
 
 /// For pulling an image or taking one in.
 const IMAGE: Duration = Duration::from_secs(600);
+
+/// Between two looks at memory that is being filled; of its end only its pager knows.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a cgroup may take to freeze. Tasks in uninterruptible sleep (a hung NFS server) do not freeze at all.
 const FREEZE: Duration = Duration::from_secs(5);
@@ -82,6 +86,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         workspace,
         watched: Vec::new(),
         memory: Outgoing::new(&context, &track, &job, Instant::now() + limit),
+        memory_bytes: job.memory_bytes,
         parent: None,
         held: Held::default(),
     };
@@ -111,6 +116,8 @@ struct Source<'a> {
     watched: Vec<PathBuf>,
     /// Their memory.
     memory: Outgoing<'a>,
+    /// How much of it there is: it may be more than when the migration was planned.
+    memory_bytes: u64,
     /// By which CRIU leaves that memory to us.
     parent: Option<ConstantParent>,
     held: Held,
@@ -119,10 +126,11 @@ struct Source<'a> {
 impl Source<'_> {
     /// Everything up to the point where the target holds the restored tasks. Any error leaves an abort to be done.
     async fn until_restored(&mut self) -> Result<Conversation, Error> {
+        self.wait_until_whole().await?;
         let mut target = self.context.connect(&self.job.target, self.context.config.transfer.connections).await?;
         self.reserve(&mut target).await?;
         // Where CRIU dumps the memory, its images lie here too, beside the container, until the target has them.
-        let images = if self.memory.is_paged() { 0 } else { self.job.memory_bytes };
+        let images = if self.memory.is_paged() { 0 } else { self.memory_bytes };
         let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), images)?;
         self.track.enter(Phase::Reserved).await?;
         self.send_image(&mut target).await?;
@@ -142,13 +150,24 @@ impl Source<'_> {
         Ok(target)
     }
 
+    /// A container that has come here a moment ago may not have all of its memory yet, and nobody would see what is missing.
+    async fn wait_until_whole(&mut self) -> Result<(), Error> {
+        let init_pid = self.job.init_pid;
+        while unpanicked(spawn_blocking(move || memory::is_being_filled(init_pid)).await)? {
+            sleep(LOOK_AGAIN).await;
+        }
+        let now = unpanicked(spawn_blocking(move || tasks::memory(init_pid)).await)?;
+        self.memory_bytes = self.job.memory_bytes.max(now.pss_bytes);
+        Ok(())
+    }
+
     async fn reserve(&self, target: &mut Conversation) -> Result<(), Error> {
         let offer = Request::Offer(Box::new(Offer {
             migration: self.job.id.clone(),
             cause: self.job.cause.clone(),
             deadline: self.job.deadline,
             recipe: self.job.container.recipe.clone(),
-            memory_bytes: self.job.memory_bytes,
+            memory_bytes: self.memory_bytes,
             paged: self.memory.is_paged(),
             instance: self.context.instance.get().cloned(),
         }));
@@ -201,7 +220,7 @@ impl Source<'_> {
     async fn make_gate(&mut self) -> Result<Gate, Error> {
         let container = &self.job.container;
         self.track.intend(Step::Workspace { directory: self.workspace.directory().to_owned() }).await?;
-        let (workspace, bytes) = (self.workspace.clone(), self.job.memory_bytes);
+        let (workspace, bytes) = (self.workspace.clone(), self.memory_bytes);
         unpanicked(spawn_blocking(move || workspace.make(bytes)).await)?;
         let ticket = Ticket {
             migration: self.job.id.clone(),

@@ -155,7 +155,9 @@ const SOURCE_POINTS: [&str; 12] = [
     "cleaned",
 ];
 
-const TARGET_POINTS: [&str; 20] = [
+const TARGET_POINTS: [&str; 22] = [
+    "pager:held",
+    "pager:running",
     "pre-copy:10",
     "pre-copy:99",
     "memory:1",
@@ -327,7 +329,7 @@ fn stage(point: &str) -> u8 {
         (_, "frozen") => 4,
         ("source", "dump-held" | "hook:held") | (_, "memory:1" | "memory:10" | "memory:99") => 5,
         (_, "transferred" | "wrapper:restoring") => 6,
-        (_, "restored" | "wrapper:held" | "wrapper:handed-over" | "wrapper:attached" | "hook:held") => 7,
+        (_, "restored" | "pager:held" | "wrapper:held" | "wrapper:handed-over" | "wrapper:attached" | "hook:held") => 7,
         (_, "committed" | "gate-opened" | "hook:verdict" | "run:before" | "hook:go" | "wrapper:go") => 8,
         _ => 9,
     }
@@ -399,8 +401,15 @@ impl Dice {
     }
 }
 
-/// Where the runtime's `start` has let the tasks go and has not told the engine.
-const STARTED: &str = "target:wrapper:gone";
+/// Where a program dies on which the tasks depend that run already: the runtime's `start`, which has not told the engine yet, and the
+/// pager, without which they lack memory.
+const VITAL: [&str; 3] = ["target:wrapper:gone", "target:pager:held", "target:pager:running"];
+
+impl At {
+    fn is_vital(&self) -> bool {
+        matches!(self, Self::Point(point) if VITAL.contains(&point.as_str()))
+    }
+}
 
 impl Plan {
     /// Whether a server that is at this side in the end may have been started anew: only where the fault has ended its memory, or
@@ -411,8 +420,7 @@ impl Plan {
             Fault::PowerOff { side, .. } => side == at,
             // A killed daemon of spothop, by contrast, takes nothing with it.
             Fault::KillOther { side, victim } => side == at && victim != Victim::Daemon,
-            // The tasks run, and then the runtime's `start` dies: to the engine the container did not start, and it ends it.
-            Fault::Kill => at == Side::Target && self.at == Some(At::Point(STARTED.to_owned())),
+            Fault::Kill | Fault::Error => at == Side::Target && self.at.as_ref().is_some_and(At::is_vital),
             _ => false,
         }
     }

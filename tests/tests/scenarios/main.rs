@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         files::the_writable_layer_and_all_volumes_are_the_same_after_the_move,
         files::changes_up_to_the_freeze_are_not_lost,
         memory::every_way_of_memory_keeps_the_connection_and_every_acknowledged_write,
+        memory::a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole,
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,

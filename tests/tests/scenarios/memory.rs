@@ -1,7 +1,7 @@
 //! Memory, in every way in which it can go over.
 
 use crate::redis::{assert_faithful, under_load};
-use crate::scene::{HOSTS, Scene};
+use crate::scene::{HOSTS, MOVED, Scene};
 
 /// A tree of processes that writes to memory of every kind. USR1 lets it compare all of it; the exit code says whether it is right.
 const EVERY_KIND: &str = include_str!("programs/memory.py");
@@ -76,4 +76,27 @@ pub(crate) fn memory_of_every_kind_is_the_same_after_the_move_in_all_processes(s
         scene.sh("a", "docker rm m1");
         drop(configured);
     }
+}
+
+/// Stands still between running and having all of its memory, and is told to move on at once.
+pub(crate) fn a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole(scene: &Scene) {
+    let (redis, client) = under_load(scene, 64);
+    let keys = redis.key_count().expect("a number");
+    scene.sh("b", "echo 'target:pager:held stop' > /run/spothop/failpoint");
+    scene.migrate("a", "r1", "b");
+    scene.eventually("b", "test -e /run/spothop/failpoint.hit");
+
+    let mut moving = scene.begin("b", "r1", "a");
+    moving.until("planned");
+    scene.eventually("b", "spothop status --json | grep -q planned");
+    let phase = scene.sh("b", "spothop status --json | grep -o '\"phase\": *\"[a-z]*\"' | tail -1");
+    assert!(phase.contains("planned"), "{phase}");
+    scene.sh("b", "kill -CONT $(cat /run/spothop/failpoint.hit)");
+
+    let (code, said) = moving.end();
+    assert_eq!(code, MOVED, "{said}");
+    redis.verify().expect("the data of the beginning");
+    assert_faithful(client);
+    assert_eq!(redis.key_count().expect("a number"), keys);
+    scene.nothing_is_left("a", "r1", &HOSTS);
 }

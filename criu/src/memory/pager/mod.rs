@@ -270,6 +270,10 @@ struct Desk<'p, 'c> {
     tasks: u64,
 }
 
+fn reach(point: &str) -> Result<(), PagerError> {
+    failpoint::reach(point).map_err(|injected| PagerError::System(io::Error::other(injected)))
+}
+
 impl Desk<'_, '_> {
     fn hear(&mut self) -> Result<Heard, PagerError> {
         loop {
@@ -280,6 +284,7 @@ impl Desk<'_, '_> {
             if held && let Some(mut word) = self.held.take() {
                 // If it ends without a word there will be none.
                 if word.read(&mut [0]).map_err(PagerError::System)? == 1 {
+                    reach("target:pager:held")?;
                     self.progress.reach(Stage::Held);
                 }
             }
@@ -288,8 +293,7 @@ impl Desk<'_, '_> {
                     Message::Task(vpid, uffd) => self.take(vpid, uffd)?,
                     Message::Zombie => {}
                     Message::Finished => {
-                        let injected = failpoint::reach("target:pager:running");
-                        injected.map_err(|injected| PagerError::System(io::Error::other(injected)))?;
+                        reach("target:pager:running")?;
                         return Ok(Heard::Finished);
                     }
                     Message::Closed => return Ok(Heard::Closed),

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::TrackError;
 use super::tracee::{Seccomp, Tracee, failed, on_tracer, threads};
 use crate::memory::{PIECE, areas, reader};
-use crate::pidfd;
+use crate::{pidfd, tasks};
 
 /// The instruction `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
@@ -85,7 +85,7 @@ fn await_forks(pid: i32, tid: i32) {
 
 /// Another thread may have forked while the descriptor was open: then the child has it too, and CRIU would refuse the child.
 fn close_in_children(pid: i32, file: &OwnedFd, number: i32) {
-    for child in threads(pid).into_iter().flat_map(|tid| children(pid, tid)) {
+    for child in tasks::children(pid) {
         if !is_same(child, file, number) {
             continue;
         }
@@ -97,12 +97,6 @@ fn close_in_children(pid: i32, file: &OwnedFd, number: i32) {
         }
         close_in_children(child, file, number);
     }
-}
-
-/// The children that a thread has made (proc_pid_task(5), needs CONFIG_PROC_CHILDREN, as CRIU does).
-fn children(pid: i32, tid: i32) -> Vec<i32> {
-    let listed = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-    listed.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
 #[expect(unsafe_code, reason = "neither std nor nix has kcmp")]
