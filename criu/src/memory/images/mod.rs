@@ -88,7 +88,8 @@ pub(super) struct Vma {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) vpid: Vpid,
-    pub(super) threads: Vec<Vpid>,
+    /// As they stand there: CRIU does not know those of a zombie and writes whatever lies in its memory (criu/pstree.c, `dump_pstree`).
+    pub(super) threads: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -336,16 +337,9 @@ pub(super) fn read_processes(directory: &Path) -> Result<Vec<Process>, ImageErro
     let mut processes = Vec::new();
     let mut seen = HashSet::new();
     while let Some(entry) = image.next::<PstreeEntry>()? {
-        let id = |pid: u32| match Vpid::try_from(pid) {
-            Ok(vpid) if vpid > 0 => Ok(vpid),
-            _ => Err(ImageError::Pid { path: path.clone(), pid }),
-        };
-        let vpid = id(entry.pid)?;
-        if !seen.insert(vpid) {
-            return Err(ImageError::Pid { path, pid: entry.pid });
-        }
-        let threads = entry.threads.iter().map(|thread| id(*thread)).collect::<Result<_, _>>()?;
-        processes.push(Process { vpid, threads });
+        let vpid = Vpid::try_from(entry.pid).ok().filter(|vpid| *vpid > 0 && seen.insert(*vpid));
+        let Some(vpid) = vpid else { return Err(ImageError::Pid { path, pid: entry.pid }) };
+        processes.push(Process { vpid, threads: entry.threads });
         if processes.len() > MOST_TASKS {
             return Err(ImageError::Tasks { path });
         }
@@ -371,9 +365,9 @@ pub(super) fn read_vmas(directory: &Path, vpid: Vpid) -> Result<Vec<Vma>, ImageE
     Ok(vmas)
 }
 
-/// The stack pointer of the thread `vpid`.
-pub(super) fn read_stack_pointer(directory: &Path, vpid: Vpid) -> Result<u64, ImageError> {
-    let path = directory.join(format!("core-{vpid}.img"));
+/// The stack pointer of a thread.
+pub(super) fn read_stack_pointer(directory: &Path, thread: u32) -> Result<u64, ImageError> {
+    let path = directory.join(format!("core-{thread}.img"));
     let core: CoreEntry = Image::existing(&path, CORE)?.required()?;
     let registers = core.thread_info.filter(|_| core.mtype == X86_64).and_then(|info| info.gpregs);
     registers.and_then(|registers| registers.sp).ok_or(ImageError::Registers { path })

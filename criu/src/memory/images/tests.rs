@@ -181,8 +181,20 @@ fn process_ids_that_cannot_be_are_refused() {
         write(scratch.path(), "pstree", PSTREE, &entries);
         assert!(matches!(read_processes(scratch.path()), Err(ImageError::Pid { .. })), "{pids:?}");
     }
-    write(scratch.path(), "pstree", PSTREE, &[PstreeEntry { pid: 5, threads: vec![0] }]);
-    assert!(matches!(read_processes(scratch.path()), Err(ImageError::Pid { .. })));
+}
+
+#[test]
+fn what_criu_writes_of_a_zombies_threads_means_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    write_task(scratch.path(), &Pagemap { pages_id: 1, entries: vec![] }, &[anonymous(PAGE..2 * PAGE)], PAGE);
+    let live = PstreeEntry { pid: 1, threads: vec![1] };
+    let zombie = PstreeEntry { pid: 7, threads: vec![0, u32::MAX] };
+    write(scratch.path(), "pstree", PSTREE, &[live, zombie]);
+    fs::write(pages_path(scratch.path(), 1), "").unwrap();
+    let store = crate::memory::Store::at(scratch.path().join("memory"));
+    store.create().unwrap();
+    let composed = crate::memory::compose(scratch.path(), &store, crate::memory::Restore::Lazy).unwrap();
+    assert_eq!(composed.lazy.keys().collect::<Vec<_>>(), [&1]);
 }
 
 #[test]
