@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpid};
+use nix::unistd::{Pid, getpid, gettid};
 use serde::{Deserialize, Serialize};
 
 use crate::handoff::Directory;
@@ -72,8 +72,8 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
     };
     // Best effort: a CRIU whose runtime was killed is ours then, and not the engine's.
     let _ = set_child_subreaper(true);
-    let watched = directory.clone();
-    thread::spawn(move || end_unwanted(&watched));
+    let (watched, keeper) = (directory.clone(), gettid());
+    thread::spawn(move || end_unwanted(&watched, keeper));
     let ending = match command.status() {
         Ok(status) => Ending { success: status.success(), status: format!("runtime: {status}") },
         Err(error) => {
@@ -82,7 +82,7 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
         }
     };
     if !ending.success && !directory.may_have_run() {
-        kill_children();
+        kill_children(gettid());
     }
     // Best effort: without the note `start` says that there is none.
     let [new, note] = ["restored.json.new", RESULT].map(|name| directory.path().join(name));
@@ -91,34 +91,35 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
 }
 
 /// Ends a restore that does not end by itself: when its migration is given up (CRIU may wait for ever for images that are not whole),
-/// and when its tasks die while CRIU has them in hand (they wait for it to let go of their threads, and it waits for their end).
-fn end_unwanted(directory: &Directory) {
+/// and when its tasks die while CRIU has them in hand: they wait for it to let go of their threads, or it waits for what they would have
+/// done next. It does not hear of the death of a container's init, which is the runtime's child.
+fn end_unwanted(directory: &Directory, keeper: Pid) {
     let mut dying = BTreeSet::new();
     while !directory.given_up() {
         sleep(STILL_WANTED);
-        let before = replace(&mut dying, dying_descendants());
+        let before = replace(&mut dying, dying_tasks(keeper));
         if !before.is_disjoint(&dying) {
-            kill_children();
+            kill_children(keeper);
         }
     }
     sleep(GRACE);
     if !directory.may_have_run() {
-        kill_children();
+        kill_children(keeper);
     }
 }
 
-/// Processes below us that are about to end and have not yet.
-fn dying_descendants() -> BTreeSet<i32> {
-    let mut found = BTreeSet::new();
-    let mut parents = vec![getpid().as_raw()];
+/// Processes below us that are about to end and have not yet, and children of the runtime that it has not noticed to be dead.
+fn dying_tasks(keeper: Pid) -> BTreeSet<i32> {
+    let runtimes = tasks::children_of_thread(getpid().as_raw(), keeper.as_raw());
+    let mut found: BTreeSet<i32> = runtimes.iter().flat_map(|&runtime| tasks::children(runtime)).collect();
+    let mut parents: Vec<i32> = found.iter().copied().collect();
+    found.retain(|&child| tasks::is_dead(child));
     while let Some(parent) = parents.pop() {
-        for child in tasks::children(parent) {
-            if found.insert(child) {
-                parents.push(child);
-            }
+        parents.extend(tasks::children(parent));
+        if tasks::is_dying(parent) {
+            found.insert(parent);
         }
     }
-    found.retain(|&pid| tasks::is_dying(pid));
     found
 }
 
@@ -126,9 +127,9 @@ fn dying_descendants() -> BTreeSet<i32> {
 /// CRIU gone, its tasks are our children too.
 ///
 /// None of them is reaped here: the dead go on to the engine's shim when we end, which waits for the death of the container's init.
-fn kill_children() {
+fn kill_children(keeper: Pid) {
     let end = Instant::now() + LAST_WORDS;
-    while let alive = living_children()
+    while let alive = living_children(keeper)
         && !alive.is_empty()
         && Instant::now() < end
     {
@@ -139,9 +140,9 @@ fn kill_children() {
     }
 }
 
-/// Our children but for zombies: what our main thread starts, and what that leaves.
-fn living_children() -> Vec<Pid> {
-    let children = tasks::children_of_thread(getpid().as_raw(), getpid().as_raw()).into_iter();
+/// Our children but for zombies: what the keeper's thread, our main one, starts, and what that leaves.
+fn living_children(keeper: Pid) -> Vec<Pid> {
+    let children = tasks::children_of_thread(getpid().as_raw(), keeper.as_raw()).into_iter();
     children.filter(|&pid| !tasks::is_dead(pid)).map(Pid::from_raw).collect()
 }
 
@@ -163,6 +164,35 @@ mod tests {
         assert_eq!((bad.success, bad.status.as_str()), (false, "runtime: exit status: 3"));
         let none = keep(&directory, &mut Command::new("/nonexistent/runc"));
         assert!(none.status.contains("/nonexistent/runc"));
+    }
+
+    #[test]
+    fn a_runtime_whose_child_is_dead_and_that_does_not_notice_is_ended() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = Directory::at(scratch.path());
+        fs::write(directory.request(), "").unwrap();
+        // The shell becomes a program that waits for nobody.
+        let began = Instant::now();
+        let ended = keep_in_a_process(&directory, "true & exec sleep 1000");
+        assert!(!ended && began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
+    }
+
+    /// The keeper is the only thread's work there, as in its own process: it knows what is its own by its process id.
+    fn keep_in_a_process(directory: &Directory, script: &str) -> bool {
+        let program = std::env::current_exe().unwrap();
+        let mut keeper = Command::new(program);
+        keeper.args(["--exact", "oci::keeper::tests::the_keeper_itself", "--ignored", "--test-threads=1"]);
+        keeper.env("KEEPER_DIRECTORY", directory.path()).env("KEEPER_SCRIPT", script);
+        keeper.output().unwrap();
+        ending(directory).unwrap().success
+    }
+
+    #[test]
+    #[ignore = "what another test runs as a process"]
+    fn the_keeper_itself() {
+        let directory = Directory::at(std::env::var_os("KEEPER_DIRECTORY").unwrap());
+        let script = std::env::var("KEEPER_SCRIPT").unwrap();
+        keep(&directory, Command::new("sh").args(["-c", &script]));
     }
 
     #[test]
