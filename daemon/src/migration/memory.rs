@@ -74,7 +74,9 @@ impl Memory {
         let Some(method) = self.method else { return Ok(()) };
         let new = self.meet(&memory::processes(self.init_pid)?);
         if !std::mem::replace(&mut self.looked, true) {
-            new.iter().filter_map(|vpid| self.tasks.get_mut(vpid).map(|task| task.follow(method))).for_each(drop);
+            for (_, task) in self.tasks.iter_mut().filter(|(vpid, _)| new.contains(vpid)) {
+                task.follow(method);
+            }
         }
         for (vpid, task) in &mut self.tasks {
             task.look();
@@ -136,8 +138,15 @@ impl Memory {
             task.sent.extend(pages);
             readers.insert(vpid, Reader { pid: task.pid, tracker: task.tracker.clone() });
         }
-        for (vpid, pages) in self.to_clear.drain(..) {
-            pieces.extend(memory::pieces(&pages).map(|range| (vpid | CLEARED.cast_signed(), range)));
+        for (vpid, mut pages) in self.to_clear.drain(..) {
+            // Pages may have been written again since they were gone, perhaps by another process of that name: pieces come in any order.
+            if let Some(task) = self.tasks.get(&vpid) {
+                task.sent.iter().for_each(|range| pages.remove(range.clone()));
+            }
+            // Under the freeze it is not worth the time.
+            if !frozen {
+                pieces.extend(memory::pieces(&pages).map(|range| (vpid | CLEARED.cast_signed(), range)));
+            }
         }
         let packed = packs.iter().map(|(_, ranges)| packing::length(ranges) as u64).sum::<u64>();
         let bytes = packed + pieces.iter().map(|(_, range)| range.end - range.start).sum::<u64>();
@@ -369,6 +378,21 @@ mod tests {
         let mut buffer = vec![1; 0x2000];
         assert_eq!(batch.read(extent, &mut buffer).unwrap(), 0x2000);
         assert_eq!(buffer, [0; 0x2000]);
+    }
+
+    #[test]
+    fn what_is_written_again_is_sent_and_not_cleared() {
+        let gone = || vec![(1, pages([(0x10000, 0x40000)]))];
+        for frozen in [false, true] {
+            let mut memory = with_tasks(&[1]);
+            memory.to_clear = gone();
+            memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x10000, 0x30000)]);
+            let batch = memory.batch(frozen, None);
+            assert_eq!(batch.next(), Some(Extent { object: 1, offset: 0x10000, length: 0x20000 }));
+            let cleared = Extent { object: 1 | CLEARED, offset: 0x30000, length: 0x10000 };
+            assert_eq!(batch.next(), (!frozen).then_some(cleared));
+            assert_eq!((batch.next(), memory.to_clear.len()), (None, 0));
+        }
     }
 
     #[test]
