@@ -3,15 +3,14 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use super::transfer::{Context, Progress, Transfer, Worker, write_chunk};
+use super::chunks::{self, Pack, Packed, Put};
+use super::transfer::{Progress, Transfer};
 use super::{CHUNK, Limits, Stats};
 use crate::codec::{Packer, Place, Unpacker, seal};
 use crate::error::Error;
 use crate::session::TransferParts;
-use crate::wire::Connection;
-use crate::wire::chunk::{self, Encoding, Header};
+use crate::wire::chunk::{Encoding, Header};
 use crate::wire::message::{Content, PiecesDigest};
 
 /// The whole's name in errors.
@@ -89,7 +88,7 @@ pub(crate) async fn send(
         transfer.announce(Content::Extents).await?;
         let outgoing = Arc::new(Outgoing { source, digest: Mutex::default() });
         for (index, connection) in connections.into_iter().enumerate() {
-            transfer.workers.spawn(send_pieces(index, connection, outgoing.clone(), transfer.context.clone()));
+            transfer.workers.spawn(chunks::send(index, connection, outgoing.clone(), transfer.context.clone()));
         }
         let ((), connections) = transfer.drive(async { Ok(()) }).await?;
         let digest = outgoing.digest.lock().unwrap_or_else(PoisonError::into_inner).finish();
@@ -115,7 +114,7 @@ pub(crate) async fn receive(
         let incoming = Arc::new(Incoming { sink, max_bytes: limits.max_bytes, digest: Mutex::default() });
         for (index, connection) in connections.into_iter().enumerate() {
             let (incoming, context) = (incoming.clone(), transfer.context.clone());
-            transfer.workers.spawn(receive_pieces(index, connection, incoming, chunk_bytes, context));
+            transfer.workers.spawn(chunks::receive(index, connection, incoming, chunk_bytes, context));
         }
         let ((), connections) = transfer.drive(async { Ok(()) }).await?;
         let digest = incoming.digest.lock().unwrap_or_else(PoisonError::into_inner).finish();
@@ -139,17 +138,7 @@ struct Outgoing {
     digest: Mutex<PiecesDigest>,
 }
 
-/// What became of asking the source once.
-enum Packed {
-    /// The packer has a chunk.
-    Piece(Header),
-    /// Nothing of the piece was there any more.
-    Gone,
-    End,
-}
-
-impl Outgoing {
-    /// Takes, reads and packs a piece.
+impl Pack for Outgoing {
     fn pack(&self, transfer: u32, packer: &mut Packer, raw: &mut Vec<u8>) -> Result<Packed, Error> {
         let Some(extent) = self.source.next() else { return Ok(Packed::End) };
         self.read(extent, raw).map_err(extent_error("read", extent.object, extent.offset))?;
@@ -161,7 +150,9 @@ impl Outgoing {
         self.digest.lock().unwrap_or_else(PoisonError::into_inner).piece(&header);
         Ok(Packed::Piece(header))
     }
+}
 
+impl Outgoing {
     /// Reads what is there of a piece; `raw` then has its length.
     fn read(&self, extent: Extent, raw: &mut Vec<u8>) -> io::Result<()> {
         extent.check().map_err(|rule| io::Error::new(io::ErrorKind::InvalidInput, rule))?;
@@ -175,39 +166,6 @@ impl Outgoing {
     }
 }
 
-/// Sends pieces over one connection until there are no more.
-async fn send_pieces(index: usize, mut connection: Connection, outgoing: Arc<Outgoing>, context: Context) -> Worker {
-    let mut packer = Packer::new(context.link.clone())?;
-    let mut raw = Vec::new();
-    let mut chunks = 0;
-    loop {
-        let (outgoing, number) = (outgoing.clone(), context.number);
-        let packed;
-        (packer, raw, packed) = context
-            .jobs
-            .run(move || {
-                let packed = outgoing.pack(number, &mut packer, &mut raw);
-                (packer, raw, packed)
-            })
-            .await;
-        let header = match packed? {
-            Packed::Piece(header) => header,
-            // Back here after each of them, so that a transfer that is given up does not wait for a long row.
-            Packed::Gone => continue,
-            Packed::End => break,
-        };
-        let begin = Instant::now();
-        write_chunk(&mut connection, packer.frame(), &context.peer).await?;
-        packer.written(begin.elapsed());
-        context.meter.add(&header);
-        chunks += 1;
-    }
-    let end = Header::end(context.number, chunks);
-    write_chunk(&mut connection, &end.encode(), &context.peer).await?;
-    context.meter.add(&end);
-    Ok((index, connection))
-}
-
 /// What the connections of a receiver share.
 struct Incoming {
     sink: Arc<dyn ExtentSink>,
@@ -215,8 +173,7 @@ struct Incoming {
     digest: Mutex<PiecesDigest>,
 }
 
-impl Incoming {
-    /// Verifies a piece and hands it on.
+impl Put for Incoming {
     fn put(&self, header: &Header, stored: &mut Vec<u8>, unpacker: &mut Unpacker, peer: &str) -> Result<(), Error> {
         self.admit(header, peer)?;
         let Header { object, offset, raw_length, .. } = *header;
@@ -227,7 +184,9 @@ impl Incoming {
         };
         result.map_err(extent_error("write", object, offset))
     }
+}
 
+impl Incoming {
     /// Counts a piece whose length fits the agreed one, before anything is done for it: the sink never gets more than the limit.
     fn admit(&self, header: &Header, peer: &str) -> Result<(), Error> {
         let length = u64::from(header.raw_length);
@@ -242,37 +201,5 @@ impl Incoming {
         }
         digest.piece(header);
         Ok(())
-    }
-}
-
-/// Receives pieces over one connection until its end mark.
-async fn receive_pieces(
-    index: usize,
-    mut connection: Connection,
-    incoming: Arc<Incoming>,
-    chunk_bytes: u32,
-    context: Context,
-) -> Worker {
-    let mut unpacker = Unpacker::new()?;
-    let mut stored = Vec::new();
-    let mut chunks = 0;
-    loop {
-        let header = chunk::read(&mut connection, &mut stored, context.number, chunk_bytes, &context.peer).await?;
-        if header.encoding == Encoding::End {
-            context.check_end(&header, chunks)?;
-            return Ok((index, connection));
-        }
-        let (incoming, peer) = (incoming.clone(), context.peer.clone());
-        let result;
-        (unpacker, stored, result) = context
-            .jobs
-            .run(move || {
-                let result = incoming.put(&header, &mut stored, &mut unpacker, &peer);
-                (unpacker, stored, result)
-            })
-            .await;
-        result?;
-        context.meter.add(&header);
-        chunks += 1;
     }
 }

@@ -6,15 +6,14 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
-use super::transfer::{Context, Progress, Transfer, Worker, write_chunk};
+use super::chunks::{self, Pack, Packed, Put};
+use super::transfer::{Progress, Transfer};
 use super::{CHUNK, Limits, Stats};
 use crate::codec::{Packer, Place, Unpacker, seal};
 use crate::error::Error;
 use crate::session::TransferParts;
-use crate::wire::Connection;
-use crate::wire::chunk::{self, Encoding, Header};
+use crate::wire::chunk::{Encoding, Header};
 use crate::wire::message::{self, Content, Digest};
 
 /// See [`crate::Session::send_files`].
@@ -36,7 +35,7 @@ pub(crate) async fn send(
 
         let queue = Arc::new(Queue { sources, next: Mutex::default() });
         for (index, connection) in connections.into_iter().enumerate() {
-            transfer.workers.spawn(send_chunks(index, connection, queue.clone(), transfer.context.clone()));
+            transfer.workers.spawn(chunks::send(index, connection, queue.clone(), transfer.context.clone()));
         }
         let ((), connections) = transfer.drive(async { Ok(()) }).await?;
         let digests = queue.sources.iter().map(Source::digest).collect();
@@ -65,17 +64,17 @@ pub(crate) async fn receive(
         let root = root.to_owned();
         let targets = transfer.context.jobs.run(move || targets(&root, files, chunk_bytes)).await?;
 
-        let targets = Arc::new(targets);
+        let targets = Arc::new(Targets(targets));
         for (index, connection) in connections.into_iter().enumerate() {
             let (targets, context) = (targets.clone(), transfer.context.clone());
-            transfer.workers.spawn(receive_chunks(index, connection, targets, chunk_bytes, context));
+            transfer.workers.spawn(chunks::receive(index, connection, targets, chunk_bytes, context));
         }
         let ((), connections) = transfer.drive(async { Ok(()) }).await?;
         let finish = transfer.finished().await?;
-        if finish.digests.len() != targets.len() {
+        if finish.digests.len() != targets.0.len() {
             return Err(transfer.protocol("the manifest has a digest for each file"));
         }
-        for (target, digest) in targets.iter().zip(finish.digests) {
+        for (target, digest) in targets.0.iter().zip(finish.digests) {
             if target.digest().as_ref() != Some(&digest) {
                 return Err(Error::Digest { peer: transfer.context.peer.to_string(), object: target.name.clone() });
             }
@@ -205,10 +204,11 @@ impl Queue {
             return Ok(Some(Taken { object, file, offset, length: length as usize }));
         }
     }
+}
 
-    /// Takes, reads and packs a chunk; `None` when there are no more.
-    fn pack(&self, transfer: u32, packer: &mut Packer, raw: &mut Vec<u8>) -> Result<Option<Header>, Error> {
-        let Some(Taken { object, file, offset, length }) = self.take()? else { return Ok(None) };
+impl Pack for Queue {
+    fn pack(&self, transfer: u32, packer: &mut Packer, raw: &mut Vec<u8>) -> Result<Packed, Error> {
+        let Some(Taken { object, file, offset, length }) = self.take()? else { return Ok(Packed::End) };
         let source = &self.sources[object];
         raw.resize(length, 0);
         file.read_exact_at(raw, offset).map_err(file_error("read", &source.path))?;
@@ -217,36 +217,8 @@ impl Queue {
         source.checksums.lock().unwrap_or_else(PoisonError::into_inner)[index] = checksum.unwrap_or(0);
         // The announcement, at most MAX_MESSAGE long, could not list 2^32 files.
         let place = Place { transfer, object: object as u32, offset };
-        Ok(Some(packer.pack(place, raw, checksum)))
+        Ok(Packed::Piece(packer.pack(place, raw, checksum)))
     }
-}
-
-/// Sends chunks over one connection until there are no more.
-async fn send_chunks(index: usize, mut connection: Connection, queue: Arc<Queue>, context: Context) -> Worker {
-    let mut packer = Packer::new(context.link.clone())?;
-    let mut raw = Vec::new();
-    let mut chunks = 0;
-    loop {
-        let (queue, number) = (queue.clone(), context.number);
-        let packed;
-        (packer, raw, packed) = context
-            .jobs
-            .run(move || {
-                let packed = queue.pack(number, &mut packer, &mut raw);
-                (packer, raw, packed)
-            })
-            .await;
-        let Some(header) = packed? else { break };
-        let begin = Instant::now();
-        write_chunk(&mut connection, packer.frame(), &context.peer).await?;
-        packer.written(begin.elapsed());
-        context.meter.add(&header);
-        chunks += 1;
-    }
-    let end = Header::end(context.number, chunks);
-    write_chunk(&mut connection, &end.encode(), &context.peer).await?;
-    context.meter.add(&end);
-    Ok((index, connection))
 }
 
 /// A file to be received.
@@ -323,37 +295,14 @@ impl Target {
     }
 }
 
-/// Receives chunks over one connection until its end mark.
-async fn receive_chunks(
-    index: usize,
-    mut connection: Connection,
-    targets: Arc<Vec<Target>>,
-    chunk_bytes: u32,
-    context: Context,
-) -> Worker {
-    let mut unpacker = Unpacker::new()?;
-    let mut stored = Vec::new();
-    let mut chunks = 0;
-    loop {
-        let header = chunk::read(&mut connection, &mut stored, context.number, chunk_bytes, &context.peer).await?;
-        if header.encoding == Encoding::End {
-            context.check_end(&header, chunks)?;
-            return Ok((index, connection));
+/// All files of a transfer, in the order of their object numbers.
+struct Targets(Vec<Target>);
+
+impl Put for Targets {
+    fn put(&self, header: &Header, stored: &mut Vec<u8>, unpacker: &mut Unpacker, peer: &str) -> Result<(), Error> {
+        match self.0.get(header.object as usize) {
+            Some(target) => target.put(header, stored, unpacker, peer),
+            None => Err(Error::Protocol { peer: peer.into(), rule: "a chunk is of an announced file" }),
         }
-        let (targets, peer) = (targets.clone(), context.peer.clone());
-        let result;
-        (unpacker, stored, result) = context
-            .jobs
-            .run(move || {
-                let result = match targets.get(header.object as usize) {
-                    Some(target) => target.put(&header, &mut stored, &mut unpacker, &peer),
-                    None => Err(Error::Protocol { peer: peer.to_string(), rule: "a chunk is of an announced file" }),
-                };
-                (unpacker, stored, result)
-            })
-            .await;
-        result?;
-        context.meter.add(&header);
-        chunks += 1;
     }
 }

@@ -1,5 +1,6 @@
 //! Files, streams and extents over the data connections.
 
+mod chunks;
 pub(crate) mod extents;
 pub(crate) mod files;
 pub(crate) mod stream;
