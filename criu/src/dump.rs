@@ -440,6 +440,7 @@ mod tests {
         let checkpoint = case(&[]).checkpoint;
         let state = |netns_path: Option<&str>, own_netns| RuntimeState {
             init_pid: 1,
+            init_started: 1,
             criu_config: None,
             netns_path: netns_path.map(PathBuf::from),
             own_netns,

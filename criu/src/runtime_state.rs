@@ -20,6 +20,8 @@ const DOCKER_NAMESPACE: &str = "moby";
 pub struct RuntimeState {
     /// Process id of the container's init.
     pub init_pid: i32,
+    /// When it started, in clock ticks since the boot (proc(5), `/proc/pid/stat`, field 22): the id alone may be another's by now.
+    pub init_started: u64,
     /// The CRIU configuration file that runc will have read; `None` when the container's annotation is empty, which
     /// turns the file off.
     pub criu_config: Option<PathBuf>,
@@ -54,6 +56,7 @@ pub enum StateError {
 #[derive(Deserialize)]
 struct File {
     init_process_pid: i32,
+    init_process_start: u64,
     config: Config,
 }
 
@@ -92,6 +95,7 @@ impl RuntimeState {
         let network = file.config.namespaces.unwrap_or_default().into_iter().find(|n| n.r#type == "NEWNET");
         Ok(Self {
             init_pid: file.init_process_pid,
+            init_started: file.init_process_start,
             criu_config: match annotation {
                 None => Some(criu_config::RUNC_DEFAULT.into()),
                 Some(path) if path.is_empty() => None,
@@ -122,7 +126,10 @@ mod tests {
     use super::*;
 
     fn parse(config: &str) -> RuntimeState {
-        RuntimeState::parse(format!(r#"{{"id":"c","init_process_pid":42,"config":{config}}}"#).as_bytes()).unwrap()
+        RuntimeState::parse(
+            format!(r#"{{"id":"c","init_process_pid":42,"init_process_start":7,"config":{config}}}"#).as_bytes(),
+        )
+        .unwrap()
     }
 
     #[test]
@@ -133,6 +140,7 @@ mod tests {
             state,
             RuntimeState {
                 init_pid: 42,
+                init_started: 7,
                 criu_config: Some("/etc/criu/runc.conf".into()),
                 netns_path: None,
                 own_netns: true

@@ -28,7 +28,7 @@ use super::moving::Moving;
 use super::protocol::{self, Instance, Occasion, Return};
 use super::target::{START, Target};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::orchestrator;
 use crate::provider::Inquiry;
@@ -217,9 +217,9 @@ impl Target {
             Err(failure) => return Err(failure.into()),
         }
         let gone = async {
-            while let Some(init_pid) = restored_init(id.to_owned()).await {
+            while let Some(init) = restored_init(id.to_owned()).await {
                 // It may have ended by itself.
-                let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
+                let _ = kill(Pid::from_raw(init.pid), Signal::SIGKILL);
                 sleep(LOOK_AGAIN).await;
             }
         };
@@ -273,10 +273,11 @@ impl Target {
     }
 }
 
-/// The first process of a container that the runtime knows.
-async fn restored_init(id: String) -> Option<i32> {
+/// The first process of a container that the runtime knows, if it lives: what the runtime knows may be left of one that is dead.
+async fn restored_init(id: String) -> Option<Task> {
     let state = spawn_blocking(move || RuntimeState::read(&find_runtime_root(&id)?, &id).ok());
-    unpanicked(state.await).map(|state| state.init_pid)
+    let init = unpanicked(state.await).map(|state| Task { pid: state.init_pid, started: state.init_started });
+    init.filter(|init| init.is_alive())
 }
 
 /// Waits for the runtime's word that the tasks run, as a daemon that came back hears it.
