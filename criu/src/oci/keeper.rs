@@ -10,6 +10,7 @@ use std::io;
 use std::mem::replace;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
@@ -73,7 +74,9 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
     // Best effort: a CRIU whose runtime was killed is ours then, and not the engine's.
     let _ = set_child_subreaper(true);
     let (watched, keeper) = (directory.clone(), gettid());
-    thread::spawn(move || end_unwanted(&watched, keeper));
+    let killing = Arc::new(Mutex::new(()));
+    let watcher = Arc::clone(&killing);
+    thread::spawn(move || end_unwanted(&watched, keeper, &watcher));
     let ending = match command.status() {
         Ok(status) => Ending { success: status.success(), status: format!("runtime: {status}") },
         Err(error) => {
@@ -81,6 +84,8 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
             Ending { success: false, status: format!("cannot run the runtime {program}: {error}") }
         }
     };
+    // The death of the runtime may be the beginning of what the other thread is at, and that is to be finished.
+    let _finished = killing.lock();
     if !ending.success && !directory.may_have_run() {
         kill_children(gettid());
     }
@@ -92,18 +97,23 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
 
 /// Ends a restore that does not end by itself: when its migration is given up (CRIU may wait for ever for images that are not whole),
 /// and when its tasks die while CRIU has them in hand: they wait for it to let go of their threads, or it waits for what they would have
-/// done next. It does not hear of the death of a container's init, which is the runtime's child.
-fn end_unwanted(directory: &Directory, keeper: Pid) {
+/// done next. It does not hear of the death of a container's init, which is the runtime's child. As long as CRIU holds its threads nobody
+/// can reap it either, and who deletes the container waits for that.
+///
+/// `killing` is held from the first kill to the last.
+fn end_unwanted(directory: &Directory, keeper: Pid, killing: &Mutex<()>) {
     let mut dying = BTreeSet::new();
     while !directory.given_up() {
         sleep(STILL_WANTED);
         let before = replace(&mut dying, dying_tasks(keeper));
         if !before.is_disjoint(&dying) {
+            let _killing = killing.lock();
             kill_children(keeper);
         }
     }
     sleep(GRACE);
     if !directory.may_have_run() {
+        let _killing = killing.lock();
         kill_children(keeper);
     }
 }
@@ -140,9 +150,12 @@ fn kill_children(keeper: Pid) {
     }
 }
 
-/// Our children but for zombies: what the keeper's thread, our main one, starts, and what that leaves.
+/// Our children but for zombies: what the keeper's thread has started, and what that leaves, which goes to our first thread. In the
+/// keeper they are one.
 fn living_children(keeper: Pid) -> Vec<Pid> {
-    let children = tasks::children_of_thread(getpid().as_raw(), keeper.as_raw()).into_iter();
+    let process = getpid();
+    let children =
+        [keeper, process].into_iter().flat_map(|thread| tasks::children_of_thread(process.as_raw(), thread.as_raw()));
     children.filter(|&pid| !tasks::is_dead(pid)).map(Pid::from_raw).collect()
 }
 
@@ -175,6 +188,19 @@ mod tests {
         let began = Instant::now();
         let ended = keep_in_a_process(&directory, "true & exec sleep 1000");
         assert!(!ended && began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn what_such_a_runtime_leaves_is_ended_too_also_when_tasks_may_have_run() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = Directory::at(scratch.path());
+        fs::write(directory.request(), "").unwrap();
+        fs::write(directory.used(), "").unwrap();
+        let left = scratch.path().join("left");
+        let script = format!("sleep 1000 & echo $! > {}; true & exec sleep 1000", left.display());
+        assert!(!keep_in_a_process(&directory, &script));
+        let left: i32 = fs::read_to_string(left).unwrap().trim().parse().unwrap();
+        assert!(tasks::is_dead(left));
     }
 
     /// The keeper is the only thread's work there, as in its own process: it knows what is its own by its process id.
