@@ -17,9 +17,6 @@ pub const RUNC_DEFAULT: &str = "/etc/criu/runc.conf";
 /// The annotation by which a container names a configuration file of its own (read by runc, and by crun from 1.26).
 pub const ANNOTATION: &str = "org.criu.config";
 
-/// The key under which runc gives CRIU the container's network namespace at restore, as it names it at dump.
-const EXTERNAL_NETNS: &str = "extRootNetNS";
-
 /// The first line of every file that we write, by which we know our own.
 const HEADER: &str = "# Written by spothop for one checkpoint or restore.";
 
@@ -44,8 +41,6 @@ pub struct Options {
     pub tcp: TcpMode,
     /// The program that CRIU calls at each event, see [`crate::hook`].
     pub action_script: Option<PathBuf>,
-    /// Inode of the container's network namespace, to be declared as external (dump only).
-    pub external_netns: Option<u64>,
     /// Paths inside the container that are watched ([`crate::watches`]; dump only).
     pub watched: Vec<PathBuf>,
 }
@@ -62,19 +57,14 @@ impl Options {
                 lines.push("tcp-established".into());
                 // A half-open connection is not worth a failed dump: its client sends SYN again.
                 lines.push("skip-in-flight".into());
-                // iptables is slower (173 ms against 107 ms for a restore) and may be missing.
-                lines.push("network-lock nftables".into());
             }
-            TcpMode::Close => {
-                lines.push("tcp-close".into());
-                lines.push("network-lock skip".into());
-            }
+            TcpMode::Close => lines.push("tcp-close".into()),
         }
+        // No packet gets as far as these connections: [`crate::netns::silence`] at the dump, [`crate::netns::hold`] at the restore. CRIU's
+        // own lock would cost some 10 ms at each end.
+        lines.push("network-lock skip".into());
         if let Some(script) = &self.action_script {
             lines.push(format!("action-script {}", quoted(&script.to_string_lossy())));
-        }
-        if let Some(inode) = self.external_netns {
-            lines.push(format!("external net[{inode}]:{EXTERNAL_NETNS}"));
         }
         lines.extend(self.watched.iter().map(|path| format!("irmap-scan-path {}", quoted(&path.to_string_lossy()))));
         format!("{HEADER}\n{}\n", lines.join("\n"))
@@ -111,20 +101,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dump_with_connections_locks_the_network_and_names_its_namespace() {
+    fn a_dump_has_what_runc_has_no_flags_for() {
         let options = Options {
             tcp: TcpMode::Established,
             action_script: Some("/run/spothop/dump/x y/hook".into()),
-            external_netns: Some(4026532000),
             watched: vec!["/etc/app".into()],
         };
         let text = options.text("");
         assert!(text.starts_with(HEADER));
         for line in [
             "tcp-established",
-            "network-lock nftables",
+            "network-lock skip",
             "action-script \"/run/spothop/dump/x y/hook\"",
-            "external net[4026532000]:extRootNetNS",
             "irmap-scan-path \"/etc/app\"",
             "link-remap",
         ] {
@@ -133,11 +121,10 @@ mod tests {
     }
 
     #[test]
-    fn closing_connections_locks_nothing() {
-        let text =
-            Options { tcp: TcpMode::Close, action_script: None, external_netns: None, watched: Vec::new() }.text("");
-        assert!(text.contains("tcp-close\n") && text.contains("network-lock skip\n"));
-        assert!(!text.contains("tcp-established") && !text.contains("external") && !text.contains("action-script"));
+    fn connections_are_closed_where_they_cannot_live() {
+        let text = Options { tcp: TcpMode::Close, action_script: None, watched: Vec::new() }.text("");
+        assert!(text.contains("tcp-close\n"));
+        assert!(!text.contains("tcp-established") && !text.contains("action-script"));
     }
 
     #[test]
@@ -146,7 +133,7 @@ mod tests {
         let path = scratch.path().join("runc.conf");
         assert_eq!(foreign_text(&path), "");
         std::fs::write(&path, "# mine\nlog-file x\n").unwrap();
-        let options = Options { tcp: TcpMode::Close, action_script: None, external_netns: None, watched: Vec::new() };
+        let options = Options { tcp: TcpMode::Close, action_script: None, watched: Vec::new() };
         let text = options.text(&foreign_text(&path));
         assert!(text.find("log-file x").unwrap() < text.find("tcp-close").unwrap());
         options.write(&path, "").unwrap();

@@ -1,10 +1,12 @@
 //! One checkpoint of a container through its own runtime.
 //!
 //! ```text
-//! caller            freezes the cgroup (crate::cgroup)
-//! Checkpoint::run   runc checkpoint → CRIU: network-lock … post-dump ── action script holds ──┐
-//! caller            sends the images, waits for the target, writes COMMIT or ABORT            │
-//! action script     exits 0 (COMMIT) → tasks are killed  → Outcome::Killed      ◄─────────────┤
+//! Checkpoint::run   runc checkpoint → CRIU: pre-dump ── action script holds ──────────────────┐
+//! caller            freezes the cgroup (crate::cgroup), Checkpoint::frozen                    │
+//! action script     exits 0: CRIU goes on … post-dump ── action script holds ──┐ ◄────────────┘
+//! caller            sends the images, waits for the target, writes COMMIT or   │
+//!                   ABORT                                                      │
+//! action script     exits 0 (COMMIT) → tasks are killed  → Outcome::Killed   ◄─┤
 //!                   exits 1 (ABORT)  → tasks are resumed → Outcome::Resumed     ◄─────────────┘
 //! caller            after Resumed, or an error: thaws the cgroup
 //! ```
@@ -20,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::TcpMode;
-use crate::command::{self, CommandError};
+use crate::command;
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
 use crate::log::{self, Triage};
 use crate::memory::{self, ConstantParent};
-use crate::netns::OwnNetns;
+use crate::netns::{self, NetnsError, OwnNetns};
 use crate::private_mounts;
 use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
@@ -36,8 +38,8 @@ pub use crate::runtime_state::find_runtime_root;
 /// CRIU writes this image last: without it an image set is not whole.
 const LAST_IMAGE: &str = "inventory.img";
 
-/// runc's own part of an image set: where the container's stdio went.
-const DESCRIPTORS: &str = "descriptors.json";
+/// runc's own part of an image set: where the container's stdio went, as in [`RuntimeState::descriptors`].
+pub const DESCRIPTORS: &str = "descriptors.json";
 
 /// The directory of the constant parent, beside that of the images; and how CRIU finds it from there.
 const PARENT: &str = "parent";
@@ -73,19 +75,19 @@ pub struct Checkpoint {
     pub work_dir: PathBuf,
     /// What becomes of TCP connections.
     pub tcp: TcpMode,
-    /// Inode of the container's network namespace ([`crate::netns::inode`]), when the target restores into a namespace that
-    /// the engine or the wrapper made ([`crate::handoff::Network::Own`]). Left out by itself where runc does that already
-    /// (a container that was restored by us) and where the container has the host's network.
-    pub external_netns: Option<u64>,
+    /// Run CRIU in the container's network namespace, so that the namespace is none of what it dumps: when the target restores into one
+    /// that the engine or the wrapper made ([`crate::handoff::Network::Own`]), and runs CRIU in that.
+    pub in_its_network: bool,
     /// The program that CRIU calls at each event; its exit status at [`crate::hook::Action::PostDump`] decides the outcome. It
-    /// may take as long as it likes: CRIU's `timeout` covers only the seizing of the tasks.
+    /// may take as long as it likes: CRIU's `timeout` covers only the seizing of the tasks. At [`crate::hook::Action::PreDump`] it is to
+    /// wait until the tasks are frozen and [`Checkpoint::frozen`] has returned.
     pub action_script: PathBuf,
     /// Dump file locks (flock, fcntl) as well. Without it a container that holds one cannot be dumped.
     pub file_locks: bool,
     /// What the container's tasks watch, from [`crate::watches::watched`]; CRIU finds no names on an overlay without it.
     pub watched: Vec<PathBuf>,
     /// Leave the pages of private memory in the tasks, for who reads them while the dump is held ([`crate::memory::holes`]): the images
-    /// alone are not enough for a restore then. The cgroup must be frozen; a task that starts later is dumped with its pages. With one
+    /// alone are not enough for a restore then. With one
     /// that is not [current](ConstantParent::is_current) the checkpoint may fail.
     pub parent: Option<ConstantParent>,
 }
@@ -125,9 +127,9 @@ pub enum DumpError {
         /// What the system said.
         source: io::Error,
     },
-    /// The runtime could not be run.
+    /// The runtime could not be run, or not in the container's network namespace.
     #[error(transparent)]
-    Runtime(#[from] CommandError),
+    Runtime(#[from] NetnsError),
     /// CRIU or the runtime failed before the action script was asked. CRIU's whole log is `dump.log` in the work directory.
     #[error("checkpoint of container {container_id:.12} failed: {cause}")]
     Failed {
@@ -157,7 +159,7 @@ pub enum DumpError {
 }
 
 impl Checkpoint {
-    /// Makes the checkpoint; returns after the action script has decided.
+    /// Makes the checkpoint; returns after the action script has decided. [`Checkpoint::frozen`] belongs to it.
     ///
     /// # Errors
     /// See [`DumpError`]; the tasks live, except perhaps with [`DumpError::Incomplete`].
@@ -168,8 +170,7 @@ impl Checkpoint {
             .clone()
             .ok_or_else(|| DumpError::ConfigTurnedOff { container_id: self.container_id.clone() })?;
         let ours = self.work_dir.join("criu.conf");
-        let options = self.options(&state);
-        options.write(&ours, &criu_config::foreign_text(&target)).map_err(prepare(&ours))?;
+        self.options().write(&ours, &criu_config::foreign_text(&target)).map_err(prepare(&ours))?;
         make_mount_target(&target).map_err(prepare(&target))?;
         let lock = lock(&self.work_dir)?;
         let remains = Remains {
@@ -183,7 +184,9 @@ impl Checkpoint {
         let cover = match &self.parent {
             None => None,
             Some(parent) => {
-                self.make_parent(parent, state.init_pid)?;
+                // CRIU looks for it when it starts, and into it when it dumps.
+                let directory = self.parent_directory();
+                parent.make(&directory, []).map_err(prepare(&directory))?;
                 parent.write_cache(&cache).map_err(prepare(&cache))?
             }
         };
@@ -193,7 +196,9 @@ impl Checkpoint {
             if let Some(cover) = cover {
                 cover.mount().map_err(prepare(&cache))?;
             }
-            Ok::<_, DumpError>(command::finish(self.command().stdin(lock))?)
+            let run = || Ok(command::finish(self.command().stdin(lock))?);
+            let output = if self.in_its_network { netns::within_pid(state.init_pid, run) } else { run() };
+            Ok::<_, DumpError>(output?)
         });
         let output = output.map_err(prepare(Path::new("/")))??;
         let outcome = self.outcome(&output);
@@ -210,9 +215,15 @@ impl Checkpoint {
         outcome
     }
 
-    fn make_parent(&self, parent: &ConstantParent, init_pid: i32) -> Result<(), DumpError> {
-        let processes = memory::processes(init_pid)?;
-        let directory = self.images.with_file_name(PARENT);
+    /// What is to be done between the freeze and CRIU's work.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::run`].
+    pub fn frozen(&self) -> Result<(), DumpError> {
+        let Some(parent) = &self.parent else { return Ok(()) };
+        let state = RuntimeState::read(&self.runtime_root, &self.container_id)?;
+        let processes = memory::processes(state.init_pid)?;
+        let directory = self.parent_directory();
         parent.make(&directory, processes.iter().map(|process| process.vpid)).map_err(prepare(&directory))?;
         for memory::Process { pid, .. } in processes {
             parent.clear_dirty(pid).map_err(prepare(Path::new(&format!("/proc/{pid}/clear_refs"))))?;
@@ -220,14 +231,12 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn options(&self, state: &RuntimeState) -> Options {
-        let runc_declares_it = state.netns_path.is_some() || !state.own_netns;
-        Options {
-            tcp: self.tcp,
-            action_script: Some(self.action_script.clone()),
-            external_netns: self.external_netns.filter(|_| !runc_declares_it),
-            watched: self.watched.clone(),
-        }
+    fn parent_directory(&self) -> PathBuf {
+        self.images.with_file_name(PARENT)
+    }
+
+    fn options(&self) -> Options {
+        Options { tcp: self.tcp, action_script: Some(self.action_script.clone()), watched: self.watched.clone() }
     }
 
     fn command(&self) -> Command {
@@ -388,7 +397,7 @@ mod tests {
             images: at("images"),
             work_dir: at("work"),
             tcp: TcpMode::Established,
-            external_netns: Some(1),
+            in_its_network: true,
             action_script: "/hook".into(),
             file_locks: true,
             watched: Vec::new(),
@@ -433,21 +442,6 @@ mod tests {
         fs::remove_file(case.checkpoint.work_dir.join("dump.log")).unwrap();
         let error = case.checkpoint.outcome(&exit(1)).unwrap_err().to_string();
         assert!(error.contains("criu failed"), "{error}");
-    }
-
-    #[test]
-    fn the_namespace_is_declared_only_where_runc_does_not() {
-        let checkpoint = case(&[]).checkpoint;
-        let state = |netns_path: Option<&str>, own_netns| RuntimeState {
-            init_pid: 1,
-            init_started: 1,
-            criu_config: None,
-            netns_path: netns_path.map(PathBuf::from),
-            own_netns,
-        };
-        assert_eq!(checkpoint.options(&state(None, true)).external_netns, Some(1));
-        assert_eq!(checkpoint.options(&state(Some("/run/netns/x"), true)).external_netns, None);
-        assert_eq!(checkpoint.options(&state(None, false)).external_netns, None);
     }
 
     #[test]

@@ -201,6 +201,9 @@ pub struct RestoreRequest {
     /// images are composed for that ([`crate::memory::Restore::Lazy`]). `None`: everything is in the images.
     #[serde(default)]
     pub lazy: Option<PathBuf>,
+    /// Where the container's first descriptors led at the source ([`crate::runtime_state::RuntimeState::descriptors`]).
+    #[serde(default)]
+    pub descriptors: Vec<String>,
 }
 
 /// The network namespace of a restored container.
@@ -209,7 +212,7 @@ pub struct RestoreRequest {
 pub enum Network {
     /// The wrapper makes a namespace that has these addresses on its loopback, silenced until `start`, and names it in the
     /// bundle; the engine plugs its interfaces into it between `create` and `start` (Docker with a network of its
-    /// own). The dump must have declared the source's namespace as external ([`crate::dump::Checkpoint::external_netns`]).
+    /// own). CRIU runs in it; the dump must have been made in the same way ([`crate::dump::Checkpoint::in_its_network`]).
     Own {
         /// Addresses to which restored sockets are bound: those of the container at the source.
         addresses: Vec<IpAddr>,
@@ -440,6 +443,7 @@ mod tests {
             network: Network::Own { addresses: vec!["172.30.0.50".parse().unwrap(), "fd00::5".parse().unwrap()] },
             runtime: "runc".into(),
             lazy: Some(directory.images().join("memory")),
+            descriptors: vec!["/dev/null".into(), "pipe:[1]".into()],
         };
         fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         assert_eq!(RestoreRequest::read(&directory).unwrap(), Some(request));

@@ -1,21 +1,16 @@
 //! What a CRIU that was killed in the middle of a held dump leaves behind, and how the container gets over it.
 //!
-//! While a dump is held, every dumped connection is in repair mode (it neither sends nor acknowledges) and CRIU's nftables rules
-//! lock the network. CRIU undoes both when it resumes the tasks; if it was killed, its sockets stay mute for ever. The
-//! tasks themselves are whole: their registers and memory were put back before the action script was called.
+//! While a dump is held, every dumped connection is in repair mode: it neither sends nor acknowledges. CRIU undoes that when it resumes the
+//! tasks; if it was killed, the connections stay mute for ever. The tasks themselves are whole: their registers and memory were put
+//! back before the action script was called.
 
 use std::path::Path;
-use std::process::Command;
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
-use crate::netns::{self, NetnsError};
+use crate::pidfd;
 use crate::tasks::{self, TaskError};
-use crate::{command, pidfd};
-
-/// How CRIU names its tables in the family `inet` (criu/netfilter.c, `nftables_get_table`).
-const CRIU_TABLE: &str = "CRIU-";
 
 /// `TCP_REPAIR_ON` and `TCP_REPAIR_OFF` (`linux/tcp.h`). Off sends a window probe, which wakes the peer.
 const REPAIR_ON: u32 = 1;
@@ -27,9 +22,6 @@ pub enum RepairError {
     /// Its tasks cannot be listed.
     #[error(transparent)]
     Tasks(#[from] TaskError),
-    /// Its network namespace cannot be worked on.
-    #[error(transparent)]
-    Netns(#[from] NetnsError),
     /// A socket of it cannot be reached or changed.
     #[error("cannot take a connection of process {pid} out of repair mode: {source}; its clients must connect again")]
     Socket {
@@ -45,18 +37,15 @@ pub enum RepairError {
 pub struct Released {
     /// Connections that were in repair mode.
     pub connections: usize,
-    /// Tables of rules that locked the network.
-    pub tables: usize,
 }
 
-/// Takes the connections of the container whose init is `init_pid` out of repair mode and unlocks its network; call it with
+/// Takes the connections of the container whose init is `init_pid` out of repair mode; call it with
 /// the tasks frozen, before they are thawed. Harmless and quick when there is nothing to undo, or no CRIU has died; but
 /// not to be called while a CRIU holds the container.
 ///
 /// # Errors
 /// When the container is gone, or a connection resists; the others are released all the same.
 pub fn release(init_pid: i32) -> Result<Released, RepairError> {
-    let tables = unlock_network(init_pid)?;
     let mut connections = 0;
     let mut failed = None;
     for task in tasks::tasks(init_pid)? {
@@ -65,7 +54,7 @@ pub fn release(init_pid: i32) -> Result<Released, RepairError> {
             Err(errno) => failed = Some(RepairError::Socket { pid: task.pid, source: errno.into() }),
         }
     }
-    failed.map_or(Ok(Released { connections, tables }), Err)
+    failed.map_or(Ok(Released { connections }), Err)
 }
 
 fn release_task(pid: i32) -> Result<usize, Errno> {
@@ -99,37 +88,9 @@ fn number(path: &Path) -> Option<i32> {
     path.file_name()?.to_str()?.parse().ok()
 }
 
-fn unlock_network(init_pid: i32) -> Result<usize, NetnsError> {
-    if netns::is_host(init_pid)? {
-        // There CRIU locks nothing as a whole: our containers with the host's network close their connections.
-        return Ok(0);
-    }
-    netns::within_pid(init_pid, || {
-        let listing = command::run(Command::new("nft").args(["list", "tables"]), None)?;
-        let tables = crius_tables(&String::from_utf8_lossy(&listing.stdout));
-        for table in &tables {
-            command::run(Command::new("nft").args(["delete", "table", "inet", table]), None)?;
-        }
-        Ok(tables.len())
-    })
-}
-
-/// CRIU's tables in what `nft list tables` prints: `table inet CRIU-4f1c…`, one a line.
-fn crius_tables(listing: &str) -> Vec<String> {
-    let names = listing.lines().filter_map(|line| line.trim().strip_prefix("table inet "));
-    names.filter(|name| name.starts_with(CRIU_TABLE)).map(str::to_owned).collect()
-}
-
 #[cfg(test)]
 mod tests {
-
     use super::*;
-
-    #[test]
-    fn only_crius_tables_are_taken() {
-        let listing = "table ip nat\ntable inet CRIU-4f1c-22\ntable inet spothop\ntable netdev CRIU-x\n";
-        assert_eq!(crius_tables(listing), ["CRIU-4f1c-22"]);
-    }
 
     #[test]
     fn a_process_without_dumped_connections_is_left_alone() {

@@ -30,6 +30,9 @@ pub struct RuntimeState {
     pub netns_path: Option<PathBuf>,
     /// Whether the container has a network namespace of its own at all; `false` is the host's network.
     pub own_netns: bool,
+    /// Where its first three descriptors led when it started, such as `pipe:[4711]`. Whoever restores it gives it others for those that are
+    /// pipes.
+    pub descriptors: Vec<String>,
 }
 
 /// Why a state could not be had.
@@ -58,6 +61,8 @@ struct File {
     init_process_pid: i32,
     init_process_start: u64,
     config: Config,
+    #[serde(default)]
+    external_descriptors: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -101,6 +106,7 @@ impl RuntimeState {
                 Some(path) if path.is_empty() => None,
                 Some(path) => Some(path.into()),
             },
+            descriptors: file.external_descriptors.unwrap_or_default(),
             own_netns: network.is_some(),
             netns_path: network.map(|n| n.path).filter(|p| !p.is_empty()).map(PathBuf::from),
         })
@@ -143,7 +149,8 @@ mod tests {
                 init_started: 7,
                 criu_config: Some("/etc/criu/runc.conf".into()),
                 netns_path: None,
-                own_netns: true
+                own_netns: true,
+                descriptors: Vec::new(),
             }
         );
     }

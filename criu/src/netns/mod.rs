@@ -50,15 +50,19 @@ pub enum NetnsError {
     },
 }
 
-/// The inode of the network namespace of `pid`, by which CRIU names it.
+/// The inode of the network namespace of `pid`, which tells namespaces apart.
 ///
 /// # Errors
 /// When the process is gone.
 pub fn inode(pid: i32) -> Result<u64, NetnsError> {
-    let path = of_pid(pid);
-    match std::fs::metadata(&path) {
+    inode_at(&of_pid(pid))
+}
+
+/// That of the namespace at `path`.
+pub(crate) fn inode_at(path: &Path) -> Result<u64, NetnsError> {
+    match std::fs::metadata(path) {
         Ok(metadata) => Ok(metadata.ino()),
-        Err(source) => Err(NetnsError::Enter { path, source }),
+        Err(source) => Err(NetnsError::Enter { path: path.to_owned(), source }),
     }
 }
 
@@ -83,7 +87,10 @@ pub(crate) fn within_pid<T: Send>(
 }
 
 /// Runs `work` on a thread in the network namespace at `path`; processes that it starts are in it as well.
-fn within<T: Send>(path: &Path, work: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
+pub(crate) fn within<T: Send>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, NetnsError> + Send,
+) -> Result<T, NetnsError> {
     let error = |source| NetnsError::Enter { path: path.to_owned(), source };
     let namespace = File::open(path).map_err(error)?;
     std::thread::scope(|scope| {

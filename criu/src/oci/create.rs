@@ -13,9 +13,11 @@ use super::args::Invocation;
 use super::bundle::Bundle;
 use super::error::{OciError, file};
 use super::marker::Marker;
+use super::swrk::{Entrance, Waiting};
 use super::{gate, keeper, pager, remains, runtime, runtime_log};
 use crate::TcpMode;
 use crate::criu_config::{self, Options};
+use crate::dump::DESCRIPTORS;
 use crate::failpoint;
 use crate::handoff::{Client, Directory, Network, Report, RestoreRequest, Verdict};
 use crate::log::Triage;
@@ -60,6 +62,36 @@ fn hold(
     network.prepare(&mut bundle, request)?;
     bundle.write()?;
 
+    remains::clear(invocation, &request.runtime)?;
+    let entrance = Entrance::make(directory.path()).map_err(file("make a link in", directory.path()))?;
+    let mut keeper = spawn_restore(invocation, directory, request, &entrance)?;
+    let done =
+        let_criu_in(invocation, directory, request, client, network, &entrance, &mut keeper).and_then(|_pager| {
+            let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
+            network.check(init_pid)?;
+            hand_over(invocation, directory, client, network, init_pid)
+        });
+    if done.is_err() {
+        // A CRIU that waits ends, one that holds tasks kills them, and the keeper ends after it.
+        drop(entrance);
+        let _ = gate::decide(directory.path(), false);
+        let _ = keeper.wait();
+    }
+    done
+}
+
+/// Says that everything is ready, and lets CRIU begin when the images are there. If what is returned is dropped before the tasks are held,
+/// their pager ends.
+fn let_criu_in(
+    invocation: &Invocation,
+    directory: &Directory,
+    request: &RestoreRequest,
+    client: &mut Client,
+    network: &RestoreNetwork,
+    entrance: &Entrance,
+    keeper: &mut Child,
+) -> Result<Option<Child>, OciError> {
+    let criu = wait_for_criu(invocation, directory, entrance, keeper)?;
     let container_id = invocation.container.to_string_lossy().into_owned();
     let waiting = Report::Waiting { container_id, pid: id().cast_signed() };
     failpoint::reach("target:wrapper:waiting")?;
@@ -70,20 +102,10 @@ fn hold(
             return Err(OciError::Unexpected { verdict: format!("{verdict:?}"), verb: "create" });
         }
     }
-
-    remains::clear(invocation, &request.runtime)?;
     failpoint::reach("target:wrapper:restoring")?;
-    // If this ends before the tasks are held, so does the pager.
-    let _pager = request.lazy.as_ref().map(|_| pager::spawn(directory)).transpose()?;
-    let mut keeper = spawn_restore(invocation, directory, request)?;
-    let init_pid = wait_until_held(invocation, &held, &mut keeper, directory)?;
-    let done = hand_over(invocation, directory, client, network, init_pid);
-    if done.is_err() {
-        // CRIU kills what it holds, and the keeper ends after it.
-        let _ = gate::decide(directory.path(), false);
-        let _ = keeper.wait();
-    }
-    done
+    let pager = request.lazy.as_ref().map(|_| pager::spawn(directory)).transpose()?;
+    criu.go(network.own.as_ref().map(OwnNetns::path).as_deref()).map_err(file("start CRIU for", directory.path()))?;
+    Ok(pager)
 }
 
 /// What is left to do once the tasks are held.
@@ -109,14 +131,22 @@ fn configure_criu(bundle: &mut Bundle, directory: &Directory, request: &RestoreR
     let work = directory.work();
     fs::create_dir_all(&work).map_err(file("create", work))?;
     let script = gate::install(directory.path()).map_err(file("create a link in", directory.path()))?;
-    let options = Options { tcp: request.tcp, action_script: Some(script), external_netns: None, watched: Vec::new() };
+    let options = Options { tcp: request.tcp, action_script: Some(script), watched: Vec::new() };
     let theirs = bundle.criu_config().unwrap_or(criu_config::RUNC_DEFAULT);
     let ours = directory.criu_conf();
     options.write(&ours, &criu_config::foreign_text(Path::new(theirs))).map_err(file("write", &ours))?;
     bundle.set_criu_config(&ours)
 }
 
-fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &RestoreRequest) -> Result<Child, OciError> {
+fn spawn_restore(
+    invocation: &Invocation,
+    directory: &Directory,
+    request: &RestoreRequest,
+    entrance: &Entrance,
+) -> Result<Child, OciError> {
+    // runc reads it before it starts CRIU.
+    let descriptors = request.images.join(DESCRIPTORS);
+    fs::write(&descriptors, serde_json::json!(request.descriptors).to_string()).map_err(file("write", descriptors))?;
     let runtime = runtime::resolve(&request.runtime);
     let work = directory.work();
     let mut command: Vec<&OsStr> = vec![runtime.as_os_str()];
@@ -137,7 +167,26 @@ fn spawn_restore(invocation: &Invocation, directory: &Directory, request: &Resto
         command.extend([OsStr::new("--console-socket"), socket.as_os_str()]);
     }
     command.push(&invocation.container);
-    keeper::spawn(directory, &command).map_err(file("start the restore of", directory.path()))
+    let environment = entrance.environment();
+    keeper::spawn(directory, &command, environment).map_err(file("start the restore of", directory.path()))
+}
+
+/// Waits until runc has come as far as to need the images; an error when it ended before that.
+fn wait_for_criu(
+    invocation: &Invocation,
+    directory: &Directory,
+    entrance: &Entrance,
+    keeper: &mut Child,
+) -> Result<Waiting, OciError> {
+    loop {
+        let waiting = entrance.waiting(FAILURE_POLL).map_err(file("listen in", directory.path()))?;
+        if let Some(criu) = waiting {
+            return Ok(criu);
+        }
+        if matches!(keeper.try_wait(), Ok(Some(_)) | Err(_)) {
+            return Err(failure(invocation, directory));
+        }
+    }
 }
 
 /// The process id of init once the hook holds; an error when the restore ended before that.
@@ -215,6 +264,17 @@ impl RestoreNetwork {
             }
         }
         Ok(())
+    }
+
+    /// Whether the tasks are in it. Images that bring a network of their own are not what was asked for.
+    fn check(&self, init_pid: i32) -> Result<(), OciError> {
+        match &self.own {
+            Some(own) if netns::inode(init_pid)? != netns::inode_at(&own.path())? => {
+                let cause = "the restored tasks are not in the network that was made for them".to_owned();
+                Err(OciError::Restore { cause })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The engine brings its own addresses now.

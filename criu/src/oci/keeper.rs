@@ -45,10 +45,15 @@ pub(super) struct Ending {
     pub(super) status: String,
 }
 
-/// Starts the keeper of `command`; returns when it is under way. Standard streams are inherited.
-pub(super) fn spawn(directory: &Directory, command: &[&OsStr]) -> io::Result<Child> {
+/// Starts the keeper of `command`, to which it gives these variables; returns when it is under way. Standard streams are inherited.
+pub(super) fn spawn(
+    directory: &Directory,
+    command: &[&OsStr],
+    environment: impl IntoIterator<Item = (&'static str, OsString)>,
+) -> io::Result<Child> {
     let _ = fs::remove_file(directory.path().join(RESULT));
-    Command::new(std::env::current_exe()?).arg(VERB).arg(directory.path()).args(command).spawn()
+    let mut keeper = Command::new(std::env::current_exe()?);
+    keeper.arg(VERB).arg(directory.path()).args(command).envs(environment).spawn()
 }
 
 /// How the restore ended; `None` when the keeper was killed before it could note it (or has not ended).

@@ -1,9 +1,10 @@
 //! The OCI runtime `spothop-oci`: runc, except that `create` of a container which carries our annotation restores it.
 //!
 //! ```text
-//! engine ── create ──► wrapper ── Waiting ──► daemon            (images still on their way)
+//! engine ── create ──► wrapper ──► keeper ──► runc restore, which asks CRIU, which waits
+//!                      wrapper ── Waiting ──► daemon            (images still on their way)
 //!                      wrapper ◄─ Restore ─── daemon
-//!                      keeper ──► runc restore ──► CRIU ──► hook at post-restore: "held", waits
+//!                      wrapper ──► CRIU: "go"; hook at post-restore: "held", waits
 //!                      wrapper ── Restored ─► daemon
 //! engine ◄─ pid file ─ wrapper
 //! engine attaches its network to the tasks' namespace
@@ -20,7 +21,8 @@
 //!   becomes its parent, and that of the restored tasks, as it is for an ordinary container.
 //! - The *pager* fills the memory of a container that is restored lazily, while it runs already; the *guard* beside it sees to it that no
 //!   task outlives a pager that it still needs.
-//! - The *hook* is this same program, called by CRIU through a symbolic link in the migration's directory.
+//! - The *hook* is this same program, called by CRIU through a symbolic link in the migration's directory; and so is what runc takes for
+//!   CRIU at first.
 
 mod args;
 mod bundle;
@@ -37,6 +39,7 @@ mod remains;
 mod runtime;
 mod runtime_log;
 mod start;
+mod swrk;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -49,7 +52,7 @@ use crate::netns::OwnNetns;
 
 /// The program `spothop-oci`: does what `arguments` (the first is the program's own name) ask for.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(code) = gate::called_by_criu(&arguments) {
+    if let Some(code) = gate::called_by_criu(&arguments).or_else(|| swrk::called_by_runc(&arguments)) {
         return code;
     }
     if let Some(code) = keeper::called_by_create(&arguments).or_else(|| pager::called_by_create(&arguments)) {
@@ -150,6 +153,7 @@ mod tests {
             network: Network::Given,
             runtime: "runc".into(),
             lazy: None,
+            descriptors: Vec::new(),
         };
         std::fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         assert_eq!(decide(ID, &directory, &pending).unwrap(), Decision::Restore(request));

@@ -72,6 +72,7 @@ impl Restore {
             network: Network::Given,
             runtime: "runc".into(),
             lazy: Some(memory),
+            descriptors: Vec::new(),
         };
         fs::write(directory.request(), serde_json::to_vec(&request).unwrap()).unwrap();
         let mut command = Command::new(PROGRAM);

@@ -39,7 +39,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Starts CRIU.
+    /// Starts CRIU, which waits at the gate before it touches the tasks.
     pub(super) fn start(&mut self, gate: Gate, checkpoint: Checkpoint) {
         self.gate = Some(gate);
         self.dump = Some(spawn_blocking(move || checkpoint.run()));
@@ -67,6 +67,26 @@ impl Held {
                 Ok(Ok(answer)) => Ok(answer?),
                 _ => Err(Error::TimedOut { step: "holding the restart policy", limit: ENGINE }),
             }
+        }
+    }
+
+    /// Waits until CRIU is about to touch the tasks. Safe to cancel.
+    pub(super) async fn before(&mut self) -> Result<(), Error> {
+        let (Some(gate), Some(dump)) = (&mut self.gate, &mut self.dump) else { return Ok(()) };
+        let ended = tokio::select! {
+            before = gate.before() => return Ok(before?),
+            ended = dump => ended,
+        };
+        self.dump = None;
+        unpanicked(ended)?;
+        Err(Error::NotHeld)
+    }
+
+    /// Lets it: the tasks are frozen.
+    pub(super) async fn begin(&mut self) -> Result<(), Error> {
+        match &mut self.gate {
+            Some(gate) => Ok(gate.begin().await?),
+            None => Ok(()),
         }
     }
 

@@ -1,11 +1,14 @@
-//! The commit gate: CRIU's action script, which holds the dump until the journal says how it ends.
+//! The gate: CRIU's action script, which holds the dump twice: before it begins, and when it is whole.
+//!
+//! At `pre-dump` CRIU has not touched the tasks yet. It waits there until the daemon has frozen them, so that neither its start nor that
+//! of the runtime is downtime; without a word from the daemon there is no dump.
 //!
 //! At `post-dump` all images are written and all tasks are frozen. The script's exit code decides: 0 and CRIU kills the
-//! tasks, anything else and it lets them run. So the script exits 0 only when the journal says that the target runs. The gate's socket merely
-//! wakes it: if the daemon dies, the script reads the journal by itself, and after [`ABANDONED`] without a daemon it
+//! tasks, anything else and it lets them run. So the script exits 0 only when the journal says that the target runs: the commit gate. The
+//! socket merely wakes it: if the daemon dies, the script reads the journal by itself, and after [`ABANDONED`] without a daemon it
 //! writes ABORT there, by the same compare-and-set as everybody else.
 
-use std::io::{self, BufRead as _, Write as _};
+use std::io::{self, BufRead as _, Read as _, Write as _};
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream as BlockingUnixStream;
 use std::path::{Path, PathBuf};
@@ -17,7 +20,7 @@ use spothop_criu::cgroup;
 use spothop_criu::failpoint;
 use spothop_criu::hook::{Action, Event};
 use spothop_criu::netns;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::protocol::{self, Hold};
@@ -36,6 +39,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const SOCKET: &str = "gate.sock";
 const TICKET: &str = "gate.json";
 const SCRIPT: &str = "criu-hook";
+
+/// What the script says at `pre-dump` and at `post-dump`, and what it hears at the first when the tasks are frozen.
+const BEFORE: u8 = b'b';
+const HELD: u8 = b'\n';
+const FROZEN: u8 = b'f';
 
 /// What the script needs to know when it has nothing but its own path.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,7 +91,8 @@ pub enum GateError {
 pub struct Gate {
     listener: UnixListener,
     script: PathBuf,
-    held: Option<UnixStream>,
+    /// The script that waits, at whichever of the two places.
+    waiting: Option<UnixStream>,
 }
 
 impl Gate {
@@ -114,7 +123,7 @@ impl Gate {
             _ => {}
         }
         let listener = UnixListener::bind(&socket).map_err(made(&socket))?;
-        Ok(Self { listener, script, held: None })
+        Ok(Self { listener, script, waiting: None })
     }
 
     /// The action script for CRIU's configuration.
@@ -123,21 +132,45 @@ impl Gate {
         &self.script
     }
 
+    /// Waits until CRIU is about to touch the tasks. Safe to cancel.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub async fn before(&mut self) -> Result<(), GateError> {
+        self.hear(BEFORE).await
+    }
+
+    /// Lets CRIU begin: the tasks are frozen.
+    ///
+    /// # Errors
+    /// Nobody waits for that any more.
+    pub async fn begin(&mut self) -> Result<(), GateError> {
+        let mut waiting = self.waiting.take().ok_or(GateError::Wait(io::ErrorKind::NotConnected.into()))?;
+        waiting.write_u8(FROZEN).await.map_err(GateError::Wait)
+    }
+
     /// Waits until CRIU holds the dump. Safe to cancel.
     ///
     /// # Errors
     /// The socket failed.
     pub async fn reached(&mut self) -> Result<(), GateError> {
+        self.hear(HELD).await
+    }
+
+    async fn hear(&mut self, wanted: u8) -> Result<(), GateError> {
         let (mut stream, _) = self.listener.accept().await.map_err(GateError::Wait)?;
-        stream.read_u8().await.map_err(GateError::Wait)?;
-        self.held = Some(stream);
+        let word = stream.read_u8().await.map_err(GateError::Wait)?;
+        if word != wanted {
+            return Err(GateError::Wait(io::ErrorKind::InvalidData.into()));
+        }
+        self.waiting = Some(stream);
         Ok(())
     }
 
     /// Wakes the script, which looks into the journal and comes back if there is nothing.
     #[cfg(test)]
     fn open(&mut self) {
-        self.held = None;
+        self.waiting = None;
     }
 }
 
@@ -147,14 +180,22 @@ pub fn called_as_script(program: &Path) -> Option<&Path> {
     program.file_name().filter(|name| *name == SCRIPT).and_then(|_| program.parent())
 }
 
-/// The action script: returns at once for every hook but `post-dump`, and then when there is a verdict.
+/// The action script: returns at once for every event but `pre-dump`, and then when the tasks are frozen, and `post-dump`, and then when
+/// there is a verdict.
 ///
-/// True means exit code 0: at `post-dump` CRIU kills the tasks.
+/// True means exit code 0: at `pre-dump` CRIU begins, at `post-dump` it kills the tasks.
 ///
 /// # Errors
 /// The ticket or the journal cannot be read. The caller exits non-zero, which gives the container back to its host.
 pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError> {
-    let Some(event) = event.filter(|event| event.action == Action::PostDump) else { return Ok(true) };
+    let event = match event {
+        Some(event) if event.action == Action::PostDump => event,
+        Some(event) if event.action == Action::PreDump => {
+            failpoint::reach("source:hook:before")?;
+            return Ok(may_begin(&directory.join(SOCKET)));
+        }
+        _ => return Ok(true),
+    };
     let path = directory.join(TICKET);
     let ticket: Ticket = std::fs::read(&path)
         .and_then(|text| Ok(serde_json::from_slice(&text)?))
@@ -203,10 +244,20 @@ fn hold(journal: &Journal, directory: &Path, migration: &str, abandoned: Duratio
     }
 }
 
+/// Whether the daemon says that the tasks are frozen. If it dies instead, or gives the migration up, nothing has happened to them.
+fn may_begin(socket: &Path) -> bool {
+    let asked = BlockingUnixStream::connect(socket).and_then(|mut stream| {
+        stream.write_all(&[BEFORE])?;
+        let mut word = [0];
+        stream.read_exact(&mut word).map(|()| word)
+    });
+    asked.is_ok_and(|word| word == [FROZEN])
+}
+
 /// Says that the dump is held and returns when the daemon closes its end, for whatever reason.
 fn wait_for_daemon(socket: &Path) -> io::Result<()> {
     let mut stream = BlockingUnixStream::connect(socket)?;
-    stream.write_all(b"\n")?;
+    stream.write_all(&[HELD])?;
     io::BufReader::new(stream).skip_until(b'\n')?;
     Ok(())
 }
@@ -267,6 +318,25 @@ mod tests {
             }
             assert_eq!(hook.await.unwrap(), wanted == Verdict::Commit);
         }
+    }
+
+    #[tokio::test]
+    async fn criu_begins_only_when_the_daemon_says_that_the_tasks_are_frozen() {
+        for frozen in [true, false] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().to_owned();
+            let ticket = Ticket { migration: "m1".into(), journal: path.join("journal.db"), reset_connections: false };
+            let mut gate = Gate::make(&path, Path::new("/usr/bin/spothop"), &ticket).unwrap();
+            let hook = tokio::task::spawn_blocking(move || script(&path, Some(&event(Action::PreDump))).unwrap());
+            gate.before().await.unwrap();
+            if frozen {
+                gate.begin().await.unwrap();
+            }
+            drop(gate);
+            assert_eq!(hook.await.unwrap(), frozen);
+        }
+        let nobody = tempfile::tempdir().unwrap();
+        assert!(!script(nobody.path(), Some(&event(Action::PreDump))).unwrap());
     }
 
     #[tokio::test]

@@ -161,6 +161,9 @@ pub struct Offer {
     /// Whether the memory comes page by page; in CRIU's images otherwise.
     #[serde(default)]
     pub paged: bool,
+    /// Where its standard streams led when it started, as its runtime noted it.
+    #[serde(default, deserialize_with = "descriptors")]
+    pub descriptors: Vec<String>,
     /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
     #[serde(default)]
     pub instance: Option<Instance>,
@@ -173,6 +176,15 @@ fn migration_id<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> 
         return Ok(text);
     }
     Err(D::Error::invalid_value(Unexpected::Other("other text"), &"a migration's id, a lower-case UUID"))
+}
+
+/// Of the standard streams there are three, and their names are short.
+fn descriptors<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    let names = Vec::<String>::deserialize(from)?;
+    if names.len() <= 3 && names.iter().all(|name| name.len() <= LONGEST_REASON) {
+        return Ok(names);
+    }
+    Err(D::Error::invalid_value(Unexpected::Other("other lists"), &"the names of three standard streams"))
 }
 
 /// Reasons end up in journals, logs and on people's terminals: not too long, and without control characters.
@@ -238,6 +250,7 @@ mod tests {
             recipe,
             memory_bytes: 1,
             paged: false,
+            descriptors: vec!["pipe:[1]".into()],
             instance: None,
         }
     }

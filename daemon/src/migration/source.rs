@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
-use spothop_criu::dump::{Checkpoint, find_runtime_root};
+use spothop_criu::dump::{Checkpoint, DESCRIPTORS, find_runtime_root};
 use spothop_criu::memory::ConstantParent;
+use spothop_criu::runtime_state::RuntimeState;
 use spothop_criu::{netns, tasks, watches};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
@@ -139,9 +140,12 @@ impl Source<'_> {
         let gate = self.make_gate().await?;
         target.order(&Request::Start, "starting the container", STEP).await?;
         self.track.enter(Phase::Prepared).await?;
+        let checkpoint = self.start_criu(gate)?;
+        // It may take as long as the memory does, and no longer.
         self.memory.send_running(&mut target).await?;
+        self.held.before().await?;
         self.freeze().await?;
-        self.dump(gate, &mut target, snapshot).await?;
+        self.dump(checkpoint, &mut target, snapshot).await?;
         self.memory.send_missing(&mut target, self.workspace.images()).await?;
         self.send_images(&mut target).await?;
         self.track.enter(Phase::Transferred).await?;
@@ -169,6 +173,7 @@ impl Source<'_> {
             recipe: self.job.container.recipe.clone(),
             memory_bytes: self.memory_bytes,
             paged: self.memory.is_paged(),
+            descriptors: self.runtime_state().await?.descriptors,
             instance: self.context.instance.get().cloned(),
         }));
         match target.ask(&offer, "the reservation", STEP).await? {
@@ -176,6 +181,19 @@ impl Source<'_> {
             Answer::Refused { reason } => Err(Error::Refused { peer: self.job.target.clone(), reason }),
             _ => Err(target.out_of_turn("the reservation")),
         }
+    }
+
+    async fn runtime_state(&self) -> Result<RuntimeState, Error> {
+        let container = &self.job.container;
+        let root = self.runtime_root()?;
+        let id = container.id.clone();
+        let state = unpanicked(spawn_blocking(move || RuntimeState::read(&root, &id)).await);
+        state.map_err(|failure| Error::Dump(failure.into()))
+    }
+
+    fn runtime_root(&self) -> Result<PathBuf, Error> {
+        let container = &self.job.container;
+        find_runtime_root(&container.id).ok_or_else(|| Error::NoRuntimeState { container: container.name.clone() })
     }
 
     async fn send_image(&self, target: &mut Conversation) -> Result<(), Error> {
@@ -279,14 +297,26 @@ impl Source<'_> {
         self.track.enter(Phase::Frozen).await
     }
 
-    /// CRIU writes its images, and meanwhile the last changes of the files go out. Returns when CRIU holds the dump.
-    async fn dump(&mut self, gate: Gate, target: &mut Conversation, snapshot: Arc<Snapshot>) -> Result<(), Error> {
-        let (context, job) = (self.context, self.job);
+    /// Has CRIU come up to the point where it needs the tasks to be frozen.
+    fn start_criu(&mut self, gate: Gate) -> Result<Checkpoint, Error> {
         let checkpoint = self.checkpoint(gate.script())?;
+        self.held.start(gate, checkpoint.clone());
+        Ok(checkpoint)
+    }
+
+    /// CRIU writes its images, and meanwhile the last changes of the files go out. Returns when CRIU holds the dump.
+    async fn dump(
+        &mut self,
+        checkpoint: Checkpoint,
+        target: &mut Conversation,
+        snapshot: Arc<Snapshot>,
+    ) -> Result<(), Error> {
+        let (context, job) = (self.context, self.job);
         self.memory.look_at_frozen().await?;
+        unpanicked(spawn_blocking(move || checkpoint.frozen()).await)?;
         let last_files = files::difference(self.trees(), snapshot);
         let held = &mut self.held;
-        held.start(gate, checkpoint);
+        held.begin().await?;
         let engine = Arc::clone(&context.engine);
         let restarts = held.hold_restarts(engine, &job.container.id, &job.container.restart_policy);
         let (track, target_name, memory) = (self.track, &job.target, &self.memory);
@@ -308,19 +338,14 @@ impl Source<'_> {
 
     fn checkpoint(&self, action_script: &Path) -> Result<Checkpoint, Error> {
         let (container, mode) = (&self.job.container, self.job.container.network.mode);
-        let external_netns = match mode {
-            Mode::KeepIp | Mode::NewIp => Some(netns::inode(self.job.init_pid)?),
-            Mode::Host | Mode::None => None,
-        };
         Ok(Checkpoint {
             runtime: self.context.config.criu.runc.clone(),
-            runtime_root: find_runtime_root(&container.id)
-                .ok_or_else(|| Error::NoRuntimeState { container: container.name.clone() })?,
+            runtime_root: self.runtime_root()?,
             container_id: container.id.clone(),
             images: self.workspace.images(),
             work_dir: self.workspace.directory().to_owned(),
             tcp: tcp_mode(mode),
-            external_netns,
+            in_its_network: matches!(mode, Mode::KeepIp | Mode::NewIp),
             action_script: action_script.to_owned(),
             file_locks: true,
             watched: self.watched.clone(),
@@ -378,12 +403,13 @@ fn list(directory: &Path) -> Result<(Vec<String>, u64), Error> {
     for entry in directory.read_dir().map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let metadata = entry.metadata().map_err(failed)?;
-        // CRIU's link to the parent of its images means nothing at the target.
-        if !metadata.is_file() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // CRIU's link to the parent of its images means nothing at the target, and what runc adds is there already.
+        if !metadata.is_file() || name == DESCRIPTORS {
             continue;
         }
         bytes += metadata.len();
-        names.push(entry.file_name().to_string_lossy().into_owned());
+        names.push(name);
     }
     Ok((names, bytes))
 }

@@ -262,6 +262,7 @@ impl Target {
             },
             runtime: self.context.config.criu.runc.clone(),
             lazy: self.is_lazy().then(|| Directory::at(self.workspace.directory()).pages()),
+            descriptors: self.offer.descriptors.clone(),
         }
     }
 

@@ -140,7 +140,7 @@ pub struct Plan {
 
 const PHASES: [&str; 7] = ["reserved", "prepared", "frozen", "transferred", "restored", "committed", "running"];
 
-const SOURCE_POINTS: [&str; 12] = [
+const SOURCE_POINTS: [&str; 13] = [
     "pre-copy(1)",
     "pre-copy(1):after",
     "pre-copy:10",
@@ -150,6 +150,7 @@ const SOURCE_POINTS: [&str; 12] = [
     "memory:1",
     "memory:10",
     "memory:99",
+    "hook:before",
     "hook:held",
     "hook:verdict",
     "cleaned",
@@ -326,7 +327,7 @@ fn stage(point: &str) -> u8 {
         (_, "reserved") => 1,
         (_, "create:intent" | "create:done") => 2,
         (_, "prepared" | "wrapper:waiting" | "pre-copy(1)" | "pre-copy:10" | "pre-copy:99") => 3,
-        (_, "frozen") => 4,
+        (_, "frozen" | "hook:before") => 4,
         ("source", "dump-held" | "hook:held") | (_, "memory:1" | "memory:10" | "memory:99") => 5,
         (_, "transferred" | "wrapper:restoring") => 6,
         (_, "restored" | "pager:held" | "wrapper:held" | "wrapper:handed-over" | "wrapper:attached" | "hook:held") => 7,
@@ -339,9 +340,11 @@ impl Word {
     /// Whether there is anything to do it to when a migration is at this point.
     fn applies(self, point: &str) -> bool {
         match self {
-            // The dump is held until the verdict, the restore until the word to go.
-            Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (5..=8).contains(&stage(point)),
-            Self::KillOther(Victim::Criu | Victim::Runc, Side::Target) => (7..=8).contains(&stage(point)),
+            // The dump waits for the freeze and is held until the verdict; the restore waits for the images, as runc, and is held until the
+            // word to go.
+            Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (4..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Criu, Side::Target) => (7..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Runc, Side::Target) => (3..=8).contains(&stage(point)),
             Self::KillOther(Victim::Pager | Victim::Guard, Side::Target) => (7..=8).contains(&stage(point)),
             Self::KillOther(Victim::Shim, Side::Target) => stage(point) >= 3,
             Self::TmpfsFull => (3..=7).contains(&stage(point)),
