@@ -60,7 +60,7 @@ impl Options {
             }
             TcpMode::Close => lines.push("tcp-close".into()),
         }
-        // No packet gets as far as these connections: [`crate::netns::silence`] at the dump, [`crate::netns::hold`] at the restore. CRIU's
+        // No packet gets as far as these connections: [`crate::netns::Silencing`] at the dump, [`crate::netns::hold`] at the restore. CRIU's
         // own lock would cost some 10 ms at each end.
         lines.push("network-lock skip".into());
         if let Some(script) = &self.action_script {

@@ -15,8 +15,8 @@ use nix::sched::{CloneFlags, setns};
 
 pub use self::announce::announce;
 pub use self::connections::reset_connections;
-pub use self::own::{Opening, OwnNetns, hold, open};
-pub use self::silence::{silence, tables, unsilence};
+pub use self::own::{Opening, OwnNetns, Release, hold, open};
+pub use self::silence::{Silencing, tables, unsilence};
 pub(crate) use self::unix::{Backlog, backlogs};
 use crate::command::CommandError;
 

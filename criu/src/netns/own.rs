@@ -94,12 +94,12 @@ impl OwnNetns {
         })
     }
 
-    /// Takes the addresses and the route off the loopback again, so that the engine's own count; connections live on.
+    /// Prepares to take the addresses and the route off the loopback again. Nothing happens if this is dropped.
     ///
     /// # Errors
-    /// When `ip` fails.
-    pub fn release_addresses(&self, addresses: &[IpAddr]) -> Result<(), NetnsError> {
-        self.ip(&down_commands(addresses))
+    /// When `ip` cannot be started.
+    pub fn prepare_release(&self, addresses: &[IpAddr]) -> Result<Release, NetnsError> {
+        Ok(Release { ip: Started::new(&mut self.ip_batch())?, commands: down_commands(addresses) })
     }
 
     /// Removes the name. The namespace itself lives for as long as tasks are in it; no error when there is none.
@@ -113,8 +113,31 @@ impl OwnNetns {
     }
 
     fn ip(&self, batch: &str) -> Result<(), NetnsError> {
-        command::run(Command::new("ip").args(["-netns", &self.name, "-batch", "-"]), Some(batch))?;
+        command::run(&mut self.ip_batch(), Some(batch))?;
         Ok(())
+    }
+
+    fn ip_batch(&self) -> Command {
+        let mut ip = Command::new("ip");
+        ip.args(["-netns", &self.name, "-batch", "-"]);
+        ip
+    }
+}
+
+/// The container's addresses, about to leave the loopback: the engine's own count then, and connections live on.
+#[derive(Debug)]
+pub struct Release {
+    ip: Started,
+    commands: String,
+}
+
+impl Release {
+    /// Does it.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn release(self) -> Result<(), NetnsError> {
+        Ok(self.ip.finish(&self.commands)?)
     }
 }
 

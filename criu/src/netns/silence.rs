@@ -7,28 +7,42 @@
 use std::process::Command;
 
 use super::{NetnsError, is_host, of_pid, within};
-use crate::command;
+use crate::command::{self, Started};
 
 /// Our table in the `netdev` family.
 const TABLE: &str = "spothop";
 
-/// Drops every packet in both directions on every interface but loopback in the namespace of `pid`, ARP included.
-/// Idempotent.
-///
-/// # Errors
-/// [`NetnsError::OfHost`] for a container with the host's network; or when `nft` fails (egress needs Linux ≥ 5.16).
-pub fn silence(pid: i32) -> Result<(), NetnsError> {
-    if is_host(pid)? {
-        return Err(NetnsError::OfHost { pid });
-    }
-    within(&of_pid(pid), || {
-        let interfaces = interfaces()?;
-        command::run(Command::new("nft").args(["-f", "-"]), Some(&rules(&interfaces)))?;
-        Ok(())
-    })
+/// Silence that waits for its moment: starting `nft` takes longer than what it does, and clients wait meanwhile.
+#[derive(Debug)]
+pub struct Silencing {
+    nft: Started,
+    pid: i32,
 }
 
-/// Undoes [`silence`]; no error when there was none.
+impl Silencing {
+    /// Prepares silence in the namespace of `pid`. Nothing happens if this is dropped.
+    ///
+    /// # Errors
+    /// [`NetnsError::OfHost`] for a container with the host's network; or when `nft` cannot be started.
+    pub fn prepare(pid: i32) -> Result<Self, NetnsError> {
+        if is_host(pid)? {
+            return Err(NetnsError::OfHost { pid });
+        }
+        within(&of_pid(pid), || Ok(Self { nft: Started::new(Command::new("nft").args(["-f", "-"]))?, pid }))
+    }
+
+    /// Drops every packet in both directions on every interface but loopback from now on, ARP included; in the place of any silence that
+    /// there was.
+    ///
+    /// # Errors
+    /// When `nft` fails (egress needs Linux ≥ 5.16).
+    pub fn silence(self) -> Result<(), NetnsError> {
+        let interfaces = within(&of_pid(self.pid), interfaces)?;
+        Ok(self.nft.finish(&rules(&interfaces))?)
+    }
+}
+
+/// Undoes [`Silencing::silence`]; no error when there was none.
 ///
 /// # Errors
 /// When the namespace is gone or `nft` fails.
@@ -100,6 +114,6 @@ mod tests {
     #[test]
     fn a_container_with_the_hosts_network_is_not_silenced() {
         let own = std::process::id().cast_signed();
-        assert!(matches!(silence(own), Err(NetnsError::OfHost { pid }) if pid == own));
+        assert!(matches!(Silencing::prepare(own), Err(NetnsError::OfHost { pid }) if pid == own));
     }
 }

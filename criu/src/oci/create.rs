@@ -21,7 +21,7 @@ use crate::dump::DESCRIPTORS;
 use crate::failpoint;
 use crate::handoff::{Client, Directory, Network, Report, RestoreRequest, Verdict};
 use crate::log::Triage;
-use crate::netns::{self, OwnNetns};
+use crate::netns::{self, OwnNetns, Release};
 
 /// How soon, in milliseconds, `create` notices that a restore has failed; success it hears at once.
 const FAILURE_POLL: u16 = 20;
@@ -87,11 +87,12 @@ fn let_criu_in(
     directory: &Directory,
     request: &RestoreRequest,
     client: &mut Client,
-    network: &RestoreNetwork,
+    network: &mut RestoreNetwork,
     entrance: &Entrance,
     keeper: &mut Child,
 ) -> Result<Option<Child>, OciError> {
     let criu = wait_for_criu(invocation, directory, entrance, keeper)?;
+    network.prepare_hand_over()?;
     let container_id = invocation.container.to_string_lossy().into_owned();
     let waiting = Report::Waiting { container_id, pid: id().cast_signed() };
     failpoint::reach("target:wrapper:waiting")?;
@@ -113,7 +114,7 @@ fn hand_over(
     invocation: &Invocation,
     directory: &Directory,
     client: &mut Client,
-    network: &RestoreNetwork,
+    network: &mut RestoreNetwork,
     init_pid: i32,
 ) -> Result<(), OciError> {
     failpoint::reach("target:wrapper:held")?;
@@ -240,6 +241,7 @@ fn close_stdio() -> Result<(), OciError> {
 struct RestoreNetwork {
     own: Option<OwnNetns>,
     addresses: Vec<std::net::IpAddr>,
+    release: Option<Release>,
     silent: Option<PathBuf>,
 }
 
@@ -277,10 +279,16 @@ impl RestoreNetwork {
         }
     }
 
+    fn prepare_hand_over(&mut self) -> Result<(), OciError> {
+        let release = self.own.as_ref().map(|own| own.prepare_release(&self.addresses));
+        self.release = release.transpose()?;
+        Ok(())
+    }
+
     /// The engine brings its own addresses now.
-    fn hand_over(&self) -> Result<(), OciError> {
-        match &self.own {
-            Some(own) => Ok(own.release_addresses(&self.addresses)?),
+    fn hand_over(&mut self) -> Result<(), OciError> {
+        match self.release.take() {
+            Some(release) => Ok(release.release()?),
             None => Ok(()),
         }
     }

@@ -9,8 +9,9 @@ use jiff::Timestamp;
 use spothop_criu::cgroup::{CgroupVersion, Freezer};
 use spothop_criu::dump::{Checkpoint, DESCRIPTORS, find_runtime_root};
 use spothop_criu::memory::ConstantParent;
+use spothop_criu::netns::Silencing;
 use spothop_criu::runtime_state::RuntimeState;
-use spothop_criu::{netns, tasks, watches};
+use spothop_criu::{tasks, watches};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::info;
@@ -286,9 +287,10 @@ impl Source<'_> {
         let (init_pid, silences) = (self.job.init_pid, self.silences());
         unpanicked(
             spawn_blocking(move || {
+                let silencing = silences.then(|| Silencing::prepare(init_pid)).transpose()?;
                 Freezer::of_pid(init_pid)?.freeze(FREEZE)?;
-                if silences {
-                    netns::silence(init_pid)?;
+                if let Some(silencing) = silencing {
+                    silencing.silence()?;
                 }
                 Ok::<_, Error>(())
             })
