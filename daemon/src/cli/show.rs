@@ -95,8 +95,9 @@ fn planned_move(out: &mut String, number: usize, planned: &Move) {
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(
         out,
-        "{number}. {name} -> {target}: takes {}, done after {}{late}",
-        show_duration(*predicted),
+        "{number}. {name} -> {target}: takes {}, frozen for {}; done after {}{late}",
+        show_duration(predicted.total),
+        show_duration(predicted.frozen),
         show_duration(*ends_after)
     );
     for candidate in &planned.candidates {

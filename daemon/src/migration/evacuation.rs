@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spothop_policy::{Move, Plan, Rates, Request};
+use spothop_policy::{Estimates, Move, Plan, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -58,7 +58,7 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         containers: candidates.iter().map(Candidate::for_policy).collect(),
         hosts,
         budget: question.budget,
-        rates: Rates::default(),
+        estimates: Estimates::default(),
         concurrency: context.config.limits.max_concurrent,
     };
     Ok(Planned {

@@ -1,7 +1,7 @@
 //! What people get to see, word for word.
 
 use spothop_criu::log::Triage;
-use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score};
+use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score, Times};
 
 use super::*;
 use crate::api::PhaseEntry;
@@ -9,6 +9,10 @@ use crate::notice::Notice;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(1_767_225_600_000 + millis).unwrap()
+}
+
+fn times(total: u64, frozen: u64) -> Times {
+    Times { total: Duration::from_millis(total), frozen: Duration::from_millis(frozen) }
 }
 
 fn moved() -> MigrationView {
@@ -84,13 +88,13 @@ fn a_plan() -> Plan {
                 host: "b".to_owned(),
                 score: Score { cpu_checked: true, image_present: true, free_memory_after_bytes: 6 << 30 },
                 reason: "CPU compatible, image present, 6.0 GiB free afterwards".to_owned(),
-                predicted: Duration::from_millis(3_200),
+                predicted: times(3_200, 620),
             }],
             refusals: vec![HostRefusal {
                 host: "c".to_owned(),
                 refusals: vec![Refusal::Unreachable { reason: "connection refused".to_owned() }],
             }],
-            predicted: Duration::from_millis(3_200),
+            predicted: times(3_200, 620),
             ends_after: Duration::from_millis(125_000),
             fits_deadline: false,
         }],
@@ -152,7 +156,7 @@ fn hosts_shows_room_or_why_not() {
 #[test]
 fn a_plan_gives_reasons_for_and_against() {
     insta::assert_snapshot!(plan(&a_plan()), @r"
-    1. redis -> b: takes 3.20 s, done after 2m 05s; AFTER THE DEADLINE
+    1. redis -> b: takes 3.20 s, frozen for 620 ms; done after 2m 05s; AFTER THE DEADLINE
        * b: CPU compatible, image present, 6.0 GiB free afterwards
        x c: unreachable: connection refused
     dev stays:
