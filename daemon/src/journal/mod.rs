@@ -13,9 +13,11 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use spothop_policy::{Counted, Sample, Times};
 
 use self::record::{RawMigration, parse_phase, parse_time, parse_verdict};
 use crate::api::MigrationView;
@@ -43,6 +45,8 @@ pub struct NewMigration {
     pub cause: String,
     /// When the source host is taken away, if it is.
     pub deadline: Option<Timestamp>,
+    /// How long it was predicted to take; the source alone knows.
+    pub predicted: Option<Times>,
 }
 
 /// A side effect in the journal; [`Journal::settled`] takes it.
@@ -176,8 +180,9 @@ impl Journal {
         ballast::take_in(&self.path).map_err(|source| JournalError::NoRoom { path: self.path.clone(), source })?;
         self.transact("began a migration", |tx| {
             let added = tx.execute(
-                "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+                "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase, predicted_total_ms,
+                                        predicted_frozen_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
                 params![
                     new.id,
                     new.side.to_string(),
@@ -186,7 +191,9 @@ impl Journal {
                     new.peer,
                     new.cause,
                     new.deadline.map(|deadline| deadline.to_string()),
-                    Phase::Planned.to_string()
+                    Phase::Planned.to_string(),
+                    new.predicted.map(|times| millis(times.total)),
+                    new.predicted.map(|times| millis(times.frozen)),
                 ],
             )?;
             if added == 0 {
@@ -381,6 +388,57 @@ impl Journal {
         })
     }
 
+    /// Records what the source counted, once for each migration: of a second attempt at the same, the last.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn count(&self, id: &str, peer: &str, counted: &Counted) -> Result<(), JournalError> {
+        self.transact("recorded what was counted", |tx| {
+            // Numbers and words are always JSON.
+            let counted = serde_json::to_string(counted).unwrap_or_default();
+            tx.execute(
+                "INSERT OR REPLACE INTO measurement (migration, peer, counted) VALUES (?1, ?2, ?3)",
+                [id, peer, &counted],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// What migrations from here measured whose container runs at its target, the newest first, and at most `each` of them for
+    /// each target. One that another version has written and that cannot be read is left out.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn samples(&self, each: u32) -> Result<Vec<Sample>, JournalError> {
+        const SQL: &str = "
+            SELECT s.counted, m.container, m.peer,
+                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?3),
+                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?4),
+                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?5)
+            FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY peer ORDER BY number DESC) AS age FROM measurement) s
+            JOIN migration m ON m.id = s.migration AND m.side = ?2
+            WHERE s.age <= ?1 ORDER BY s.number DESC";
+        type Raw = (String, String, String, Option<String>, Option<String>, Option<String>);
+        let [planned, frozen, running] = [Phase::Planned, Phase::Frozen, Phase::Running].map(|phase| phase.to_string());
+        let raw: Vec<Raw> = self.read("read measurements", |c| {
+            c.prepare_cached(SQL)?
+                .query_map(params![each, Side::Source.to_string(), planned, frozen, running], |row| row.try_into())?
+                .collect()
+        })?;
+        Ok(raw
+            .into_iter()
+            .filter_map(|(counted, container, peer, planned, frozen, running)| {
+                let at = |text: Option<String>| text?.parse::<Timestamp>().ok();
+                let (planned, frozen, running) = (at(planned)?, at(frozen)?, at(running)?);
+                let counted = serde_json::from_str(&counted).ok()?;
+                // None of a clock that was set back meanwhile.
+                let until_frozen = frozen.duration_since(planned).try_into().ok()?;
+                let frozen_for = running.duration_since(frozen).try_into().ok()?;
+                Some(Sample { peer, container, counted, until_frozen, frozen_for })
+            })
+            .collect())
+    }
+
     /// Volumes that hold only old copies here: their container took them to another host.
     ///
     /// # Errors
@@ -459,7 +517,8 @@ impl Journal {
             "SELECT id, side, container_id, container, peer, cause, deadline, phase, verdict, reason, bytes_sent,
                     bytes_on_wire,
                     (SELECT json_group_array(json_array(phase, at)) FROM
-                     (SELECT phase, at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side ORDER BY e.number))
+                     (SELECT phase, at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side ORDER BY e.number)),
+                    predicted_total_ms, predicted_frozen_ms
              FROM migration m {which}"
         );
         let raw: Vec<RawMigration> =
@@ -572,6 +631,11 @@ fn note_phase(tx: &Transaction<'_>, id: &str, side: Side, phase: Phase, at: Time
 /// SQLite's integers are signed; no count of bytes reaches their end.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Nor does any time that is worth predicting.
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn unknown(id: &str, side: Side) -> JournalError {
