@@ -34,6 +34,10 @@ pub struct Counted {
     pub leaves: Leaves,
     /// How much memory there was, in bytes, when it began.
     pub memory_bytes: u64,
+    /// How long it waited for the container to have all of the memory that an earlier migration has brought, which says nothing of
+    /// the next.
+    #[serde(rename = "waited_micros", with = "micros")]
+    pub waited: Duration,
     /// Bytes of memory that were sent while the container ran. What was written meanwhile counts again.
     pub rounds_bytes: u64,
     /// Everything that was sent while it ran: image, files, memory.
@@ -61,9 +65,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Time until the freeze, but for the sending.
+    /// Time until the freeze, but for the sending and for what had nothing to do with it.
     pub(crate) fn prepare(&self) -> Duration {
-        self.until_frozen.saturating_sub(self.counted.running.time)
+        self.until_frozen.saturating_sub(self.counted.running.time).saturating_sub(self.counted.waited)
     }
 
     /// Time from the freeze to running tasks, but for the sending.
@@ -111,6 +115,7 @@ mod tests {
             running: Sent { bytes: 1 << 30, time: ms(2_000) },
             frozen: Sent { bytes: 1 << 20, time: ms(50) },
             hidden: ms(30),
+            waited: ms(100),
             ..Counted::default()
         };
         let sample = Sample {
@@ -120,7 +125,7 @@ mod tests {
             until_frozen: ms(2_600),
             frozen_for: ms(420),
         };
-        assert_eq!((sample.prepare(), sample.freeze()), (ms(600), ms(400)));
+        assert_eq!((sample.prepare(), sample.freeze()), (ms(500), ms(400)));
         assert_eq!(sample.shares(), Some((1_000_000, 976)));
         let dumped = Sample { counted: Counted { leaves: Leaves::Dump, ..counted }, ..sample };
         assert_eq!(dumped.shares(), None);

@@ -8,6 +8,7 @@
 //! and unmake them. So it is root's alone (mode 0600), and nothing of a recipe is ever logged.
 
 mod ballast;
+mod measurement;
 mod record;
 mod schema;
 
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
-use spothop_policy::{Counted, Sample, Times};
+use spothop_policy::Times;
 
 use self::record::{RawMigration, parse_phase, parse_time, parse_verdict};
 use crate::api::MigrationView;
@@ -386,57 +387,6 @@ impl Journal {
             )?;
             Ok(())
         })
-    }
-
-    /// Records what the source counted, once for each migration: of a second attempt at the same, the last.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn count(&self, id: &str, peer: &str, counted: &Counted) -> Result<(), JournalError> {
-        self.transact("recorded what was counted", |tx| {
-            // Numbers and words are always JSON.
-            let counted = serde_json::to_string(counted).unwrap_or_default();
-            tx.execute(
-                "INSERT OR REPLACE INTO measurement (migration, peer, counted) VALUES (?1, ?2, ?3)",
-                [id, peer, &counted],
-            )?;
-            Ok(())
-        })
-    }
-
-    /// What migrations from here measured whose container runs at its target, the newest first, and at most `each` of them for
-    /// each target. One that another version has written and that cannot be read is left out.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn samples(&self, each: u32) -> Result<Vec<Sample>, JournalError> {
-        const SQL: &str = "
-            SELECT s.counted, m.container, m.peer,
-                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?3),
-                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?4),
-                   (SELECT at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side AND e.phase = ?5)
-            FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY peer ORDER BY number DESC) AS age FROM measurement) s
-            JOIN migration m ON m.id = s.migration AND m.side = ?2
-            WHERE s.age <= ?1 ORDER BY s.number DESC";
-        type Raw = (String, String, String, Option<String>, Option<String>, Option<String>);
-        let [planned, frozen, running] = [Phase::Planned, Phase::Frozen, Phase::Running].map(|phase| phase.to_string());
-        let raw: Vec<Raw> = self.read("read measurements", |c| {
-            c.prepare_cached(SQL)?
-                .query_map(params![each, Side::Source.to_string(), planned, frozen, running], |row| row.try_into())?
-                .collect()
-        })?;
-        Ok(raw
-            .into_iter()
-            .filter_map(|(counted, container, peer, planned, frozen, running)| {
-                let at = |text: Option<String>| text?.parse::<Timestamp>().ok();
-                let (planned, frozen, running) = (at(planned)?, at(frozen)?, at(running)?);
-                let counted = serde_json::from_str(&counted).ok()?;
-                // None of a clock that was set back meanwhile.
-                let until_frozen = frozen.duration_since(planned).try_into().ok()?;
-                let frozen_for = running.duration_since(frozen).try_into().ok()?;
-                Some(Sample { peer, container, counted, until_frozen, frozen_for })
-            })
-            .collect())
     }
 
     /// Volumes that hold only old copies here: their container took them to another host.

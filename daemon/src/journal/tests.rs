@@ -1,3 +1,5 @@
+use spothop_policy::{Counted, Sample};
+
 use super::*;
 use crate::api::Outcome;
 use crate::migration::Task;
@@ -299,8 +301,11 @@ fn only_what_has_moved_is_a_measurement_and_only_the_newest_to_each_host_are_rea
     let to = |peer: &str, n| (peer.to_owned(), n);
     assert_eq!(read(&journal, 2), [to("c", 4), to("b", 3), to("b", 2), to("c", 1)]);
     assert_eq!(read(&journal, 9).len(), 5);
-    run(&journal, "aborted", "d", Phase::Aborted);
-    run(&journal, "under way", "d", Phase::Committed);
+    for peer in ["b", "c", "d"] {
+        run(&journal, &format!("aborted {peer}"), peer, Phase::Aborted);
+        run(&journal, &format!("under way {peer}"), peer, Phase::Committed);
+    }
+    assert_eq!(read(&journal, 1), [to("c", 4), to("b", 3)]);
     let file = Connection::open(directory.path().join("state/journal.db")).unwrap();
     file.execute("UPDATE measurement SET counted = '{\"of\":\"another version\"}' WHERE peer = 'c'", []).unwrap();
     assert_eq!(read(&journal, 9), [to("b", 3), to("b", 2), to("b", 0)]);

@@ -30,10 +30,10 @@ struct Counts {
 }
 
 impl Meter {
-    /// How much memory there is, and how it leaves.
-    pub(super) fn begin(&self, leaves: Leaves, memory_bytes: u64) {
+    /// How much memory there is, how it leaves, and since when it was waited for.
+    pub(super) fn begin(&self, leaves: Leaves, memory_bytes: u64, waiting_since: Instant) {
         let counted = &mut self.lock().counted;
-        (counted.leaves, counted.memory_bytes) = (leaves, memory_bytes);
+        (counted.leaves, counted.memory_bytes, counted.waited) = (leaves, memory_bytes, waiting_since.elapsed());
     }
 
     /// The target has so many bytes (before compression) since `began`.
@@ -78,7 +78,7 @@ mod tests {
         let meter = Meter::default();
         let now = Instant::now();
         let ago = |ms| now.checked_sub(Duration::from_millis(ms)).expect("a machine that is up for seconds");
-        meter.begin(Leaves::StopAndCopy, 5_000);
+        meter.begin(Leaves::StopAndCopy, 5_000, ago(950));
         meter.sent(What::Files, 10, ago(900));
         meter.sent(What::Rounds, 20, ago(800));
         meter.lock().dumped = Some(ago(100));
@@ -87,6 +87,7 @@ mod tests {
         let counted = meter.counted();
         assert_eq!((counted.leaves, counted.memory_bytes), (Leaves::StopAndCopy, 5_000));
         assert_eq!((counted.running.bytes, counted.rounds_bytes, counted.frozen.bytes), (30, 20, 7));
+        assert!(counted.waited >= Duration::from_millis(950));
         assert_eq!(counted.hidden, Duration::from_millis(200));
         assert!(counted.running.time >= Duration::from_millis(1_700));
         assert!(counted.frozen.time >= Duration::from_millis(350));

@@ -165,13 +165,13 @@ impl Source<'_> {
 
     /// A container that has come here a moment ago may not have all of its memory yet, and nobody would see what is missing.
     async fn wait_until_whole(&mut self) -> Result<(), Error> {
-        let init_pid = self.job.init_pid;
+        let (init_pid, since) = (self.job.init_pid, Instant::now());
         while unpanicked(spawn_blocking(move || memory::is_being_filled(init_pid)).await)? {
             sleep(LOOK_AGAIN).await;
         }
         let now = unpanicked(spawn_blocking(move || tasks::memory(init_pid)).await)?;
         self.memory_bytes = self.job.memory_bytes.max(now.pss_bytes);
-        self.meter.begin(self.context.ways.leaves(), self.memory_bytes);
+        self.meter.begin(self.context.ways.leaves(), self.memory_bytes, since);
         Ok(())
     }
 

@@ -28,7 +28,7 @@ impl Truth {
         let frozen = Sent { bytes: left, time: sending(left) };
         let freeze = self.freeze + self.per_gib.mul_f64(memory_bytes as f64 / GIB as f64);
         let counted =
-            Counted { leaves: self.leaves, memory_bytes, rounds_bytes, running, frozen, hidden: Duration::ZERO };
+            Counted { leaves: self.leaves, memory_bytes, rounds_bytes, running, frozen, ..Counted::default() };
         Sample {
             peer: "b".to_owned(),
             container: "redis".to_owned(),
@@ -63,10 +63,11 @@ fn any_sample() -> impl Strategy<Value = Sample> {
     let time = || prop_oneof![Just(0), Just(u64::MAX), 0..600_000_000u64].prop_map(Duration::from_micros);
     let sent = move || (bytes(), time()).prop_map(|(bytes, time)| Sent { bytes, time });
     let leaves = prop::sample::select(vec![Leaves::PreCopy, Leaves::StopAndCopy, Leaves::Dump]);
-    let counted = (leaves, bytes(), bytes(), sent(), sent(), time()).prop_map(
-        |(leaves, memory_bytes, rounds_bytes, running, frozen, hidden)| Counted {
+    let counted = (leaves, bytes(), bytes(), sent(), sent(), time(), time()).prop_map(
+        |(leaves, memory_bytes, rounds_bytes, running, frozen, hidden, waited)| Counted {
             leaves,
             memory_bytes,
+            waited,
             rounds_bytes,
             running,
             frozen,
