@@ -33,7 +33,7 @@ pub struct Rates {
     pub freeze: Duration,
     /// What that grows by for each GiB of memory, besides what is sent.
     ///
-    /// Default [200 ms](Leaves::walk): CRIU walks through the page tables of memory that it does not dump.
+    /// Default 200 ms, and 2 s where CRIU dumps the pages: it walks through the page tables also of memory that it does not dump.
     #[serde(rename = "freeze_per_gib_ms", with = "millis")]
     pub freeze_per_gib: Duration,
 }
