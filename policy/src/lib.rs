@@ -8,10 +8,13 @@
 //!    the host, so that a plan as a whole never promises memory or disk twice. `rank` orders the hosts that would do.
 //! 3. `schedule`: the order in which to go, and what ends before the deadline.
 //!
+//! How long each move takes is predicted from what earlier ones measured ([`Sample`]): [`Estimates`] makes [`Rates`] of them.
+//!
 //! A container that fits nowhere is a [`Stay`] with all that speaks against each host; nothing is left out silently.
 
 mod constraints;
 mod container;
+mod estimates;
 mod host;
 mod placement;
 mod plan;
@@ -20,17 +23,20 @@ mod rank;
 mod rates;
 mod refusal;
 pub mod rounds;
+mod sample;
 mod schedule;
 mod version;
 
 pub use constraints::MINIMUM_CRIU;
 pub use container::{Container, Network, NetworkIdentity};
+pub use estimates::Estimates;
 pub use host::{CpuVerdict, Facts, Host, HostState, Source};
 pub use plan::{Move, Plan, Request, Stay, Strategy};
 pub use quantity::Bytes;
 pub use rank::{Candidate, Score};
-pub use rates::Rates;
+pub use rates::{Habits, Leaves, Load, Rates, Times};
 pub use refusal::{HostRefusal, Refusal};
+pub use sample::{Counted, Sample, Sent};
 pub use version::{NotAVersion, ProtocolRange, Version};
 
 /// Places every container of the request.

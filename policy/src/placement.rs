@@ -114,13 +114,9 @@ fn candidate(request: &Request, container: &Container, ledger: &Ledger<'_>, fact
         image_present: has_image(facts, container),
         free_memory_after_bytes: ledger.room(facts).saturating_sub(container.memory_bytes),
     };
-    let bytes = container.memory_bytes.saturating_add(disk_needed(facts, container));
-    Candidate {
-        host: ledger.host.name.clone(),
-        score,
-        reason: score.to_string(),
-        predicted: request.rates.predict(bytes),
-    }
+    let (peer, other_bytes) = (&ledger.host.name, disk_needed(facts, container));
+    let predicted = request.estimates.predict(peer, &container.name, container.memory_bytes, other_bytes);
+    Candidate { host: peer.clone(), score, reason: score.to_string(), predicted }
 }
 
 fn has_image(facts: &Facts, container: &Container) -> bool {

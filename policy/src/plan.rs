@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::container::Container;
+use crate::estimates::Estimates;
 use crate::host::{Host, Source};
 use crate::rank::Candidate;
-use crate::rates::{Rates, millis, optional_millis};
+use crate::rates::{Times, millis, optional_millis};
 use crate::refusal::HostRefusal;
 
 /// Which containers to place, and everything the answer depends on. To ask about one container or one target, pass only that one.
@@ -24,7 +25,7 @@ pub struct Request {
     pub budget: Option<Duration>,
     /// Speeds and fixed costs.
     #[serde(default)]
-    pub rates: Rates,
+    pub estimates: Estimates,
     /// Migrations that run at the same time; 0 counts as 1. A target needs the staging of that many at once. Predicted times
     /// add up all the same, because the link they share decides them.
     #[serde(default)]
@@ -69,8 +70,7 @@ pub struct Move {
     /// The hosts that would not do, by name.
     pub refusals: Vec<HostRefusal>,
     /// How long this migration takes.
-    #[serde(rename = "predicted_ms", with = "millis")]
-    pub predicted: Duration,
+    pub predicted: Times,
     /// When it ends, counted from now, as if the moves went one after another (see [`Request::concurrency`]).
     #[serde(rename = "ends_after_ms", with = "millis")]
     pub ends_after: Duration,

@@ -2,13 +2,12 @@
 
 use std::cmp::Ordering;
 use std::fmt;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Strategy;
 use crate::quantity::Bytes;
-use crate::rates::millis;
+use crate::rates::Times;
 
 /// What speaks for a host, the weightiest first; a lower field decides only where all above it are equal.
 ///
@@ -53,8 +52,7 @@ pub struct Candidate {
     /// The score in words.
     pub reason: String,
     /// How long the migration to this host takes.
-    #[serde(rename = "predicted_ms", with = "millis")]
-    pub predicted: Duration,
+    pub predicted: Times,
 }
 
 /// Puts the best first; equals by name, so that the answer never depends on the order of the inventory.

@@ -38,11 +38,11 @@ pub(crate) fn schedule(request: &Request, mut placement: Placement<'_>) -> Plan 
 
 fn key<'a>(placed: &'a Placed<'_>) -> (Reverse<i64>, Duration, &'a str, &'a str) {
     let container = placed.container;
-    (Reverse(container.priority), placed.target.predicted, &container.name, &container.id)
+    (Reverse(container.priority), placed.target.predicted.total, &container.name, &container.id)
 }
 
 fn end(clock: Duration, placed: &Placed<'_>) -> Duration {
-    clock.saturating_add(placed.target.predicted).min(LONGEST)
+    clock.saturating_add(placed.target.predicted.total).min(LONGEST)
 }
 
 fn to_move(placed: Placed<'_>, ends_after: Duration, fits_deadline: bool) -> Move {

@@ -26,6 +26,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use spothop_criu::log::Triage;
+use spothop_policy::Times;
 
 pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
@@ -160,6 +161,10 @@ pub struct MigrationView {
     pub bytes_sent: u64,
     /// The same after compression.
     pub bytes_on_wire: u64,
+    /// How long it was predicted to take when it was planned; only at the source.
+    pub predicted: Option<Times>,
+    /// How long it took, as this side saw it; none before the container runs.
+    pub measured: Option<Times>,
     /// CRIU's log of it on this host. Not in lists, and none when CRIU was not called or newer logs have taken its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log: Option<LogSummary>,
@@ -190,11 +195,14 @@ pub struct LogView {
 }
 
 impl MigrationView {
-    /// Time from freezing to running as this side saw it; none before it runs.
+    /// From the start and from the freeze to running tasks, by the phases; none before they run.
     #[must_use]
-    pub fn frozen_for(&self) -> Option<Duration> {
+    pub fn times(&self) -> Option<Times> {
         let at = |phase| self.phases.iter().find(|entry| entry.phase == phase).map(|entry| entry.at);
-        at(Phase::Running)?.duration_since(at(Phase::Frozen)?).try_into().ok()
+        let running = at(Phase::Running)?;
+        // None if the clock was set back meanwhile.
+        let since = |phase| Duration::try_from(running.duration_since(at(phase)?)).ok();
+        Some(Times { total: since(Phase::Planned)?, frozen: since(Phase::Frozen)? })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use spothop_criu::log::FailureKind;
-use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay};
+use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay, Times};
 
 use super::table::Table;
 use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, Status};
@@ -95,8 +95,9 @@ fn planned_move(out: &mut String, number: usize, planned: &Move) {
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(
         out,
-        "{number}. {name} -> {target}: takes {}, done after {}{late}",
-        show_duration(*predicted),
+        "{number}. {name} -> {target}: takes {}, frozen for {}; done after {}{late}",
+        show_duration(predicted.total),
+        show_duration(predicted.frozen),
         show_duration(*ends_after)
     );
     for candidate in &planned.candidates {
@@ -152,7 +153,17 @@ pub(super) fn history(migrations: &[MigrationView], zone: &TimeZone) -> String {
     if migrations.is_empty() {
         return "No migrations yet.\n".to_owned();
     }
-    let mut table = Table::new(&["STARTED", "ID", "CONTAINER", "WAY", "CAUSE", "STATE", ">FROZEN", ">SENT"]);
+    let mut table = Table::new(&[
+        "STARTED",
+        "ID",
+        "CONTAINER",
+        "WAY",
+        "CAUSE",
+        "STATE",
+        ">TOOK (PREDICTED)",
+        ">FROZEN (PREDICTED)",
+        ">SENT",
+    ]);
     for migration in migrations {
         table.row([
             migration.phases.first().map_or_else(|| "-".to_owned(), |entry| time(entry.at, zone)),
@@ -164,11 +175,22 @@ pub(super) fn history(migrations: &[MigrationView], zone: &TimeZone) -> String {
             },
             migration.cause.clone(),
             state(migration),
-            migration.frozen_for().map_or_else(|| "-".to_owned(), show_duration),
+            both(migration, |times| times.total),
+            both(migration, |times| times.frozen),
             Bytes(migration.bytes_sent).to_string(),
         ]);
     }
     table.render()
+}
+
+/// A measured time with the predicted one, as far as they are known: `1.42 s (1.60 s)`.
+fn both(migration: &MigrationView, time: fn(&Times) -> Duration) -> String {
+    let show = |times: &Times| show_duration(time(times));
+    let measured = migration.measured.as_ref().map_or_else(|| "-".to_owned(), show);
+    match &migration.predicted {
+        None => measured,
+        Some(predicted) => format!("{measured} ({})", show(predicted)),
+    }
 }
 
 fn state(migration: &MigrationView) -> String {
@@ -201,11 +223,18 @@ pub(super) fn migration(migration: &MigrationView) -> String {
             writeln!(out, "aborted after {}; the container {stay}\n  because: {reason}", show_duration(total))
         }
         Some(Outcome::Moved) => {
-            let frozen = migration.frozen_for().map(|frozen| format!(", frozen for {}", show_duration(frozen)));
+            let predicted = |time: fn(&Times) -> Duration| {
+                migration.predicted.as_ref().map(|times| format!(" (predicted {})", show_duration(time(times))))
+            };
+            let frozen = migration.measured.map(|measured| {
+                let predicted = predicted(|times| times.frozen).unwrap_or_default();
+                format!(", frozen for {}{predicted}", show_duration(measured.frozen))
+            });
             writeln!(
                 out,
-                "moved in {}{}; {} sent, {} on the wire",
+                "moved in {}{}{}; {} sent, {} on the wire",
                 show_duration(total),
+                predicted(|times| times.total).unwrap_or_default(),
                 frozen.unwrap_or_default(),
                 Bytes(migration.bytes_sent),
                 Bytes(migration.bytes_on_wire)

@@ -8,14 +8,17 @@
 //! and unmake them. So it is root's alone (mode 0600), and nothing of a recipe is ever logged.
 
 mod ballast;
+mod measurement;
 mod record;
 mod schema;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use spothop_policy::Times;
 
 use self::record::{RawMigration, parse_phase, parse_time, parse_verdict};
 use crate::api::MigrationView;
@@ -43,6 +46,8 @@ pub struct NewMigration {
     pub cause: String,
     /// When the source host is taken away, if it is.
     pub deadline: Option<Timestamp>,
+    /// How long it was predicted to take; the source alone knows.
+    pub predicted: Option<Times>,
 }
 
 /// A side effect in the journal; [`Journal::settled`] takes it.
@@ -176,8 +181,9 @@ impl Journal {
         ballast::take_in(&self.path).map_err(|source| JournalError::NoRoom { path: self.path.clone(), source })?;
         self.transact("began a migration", |tx| {
             let added = tx.execute(
-                "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT DO NOTHING",
+                "INSERT INTO migration (id, side, container_id, container, peer, cause, deadline, phase, predicted_total_ms,
+                                        predicted_frozen_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT DO NOTHING",
                 params![
                     new.id,
                     new.side.to_string(),
@@ -186,7 +192,9 @@ impl Journal {
                     new.peer,
                     new.cause,
                     new.deadline.map(|deadline| deadline.to_string()),
-                    Phase::Planned.to_string()
+                    Phase::Planned.to_string(),
+                    new.predicted.map(|times| millis(times.total)),
+                    new.predicted.map(|times| millis(times.frozen)),
                 ],
             )?;
             if added == 0 {
@@ -459,7 +467,8 @@ impl Journal {
             "SELECT id, side, container_id, container, peer, cause, deadline, phase, verdict, reason, bytes_sent,
                     bytes_on_wire,
                     (SELECT json_group_array(json_array(phase, at)) FROM
-                     (SELECT phase, at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side ORDER BY e.number))
+                     (SELECT phase, at FROM phase_entry e WHERE e.migration = m.id AND e.side = m.side ORDER BY e.number)),
+                    predicted_total_ms, predicted_frozen_ms
              FROM migration m {which}"
         );
         let raw: Vec<RawMigration> =
@@ -572,6 +581,11 @@ fn note_phase(tx: &Transaction<'_>, id: &str, side: Side, phase: Phase, at: Time
 /// SQLite's integers are signed; no count of bytes reaches their end.
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// Nor does any time that is worth predicting.
+fn millis(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn unknown(id: &str, side: Side) -> JournalError {

@@ -1,8 +1,10 @@
 //! A migration's row as the rest of the program sees it.
 
-use rusqlite::Row;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::Row;
+use spothop_policy::Times;
 
 use super::{JournalError, unreadable};
 use crate::api::{MigrationView, Outcome, PhaseEntry};
@@ -38,6 +40,7 @@ pub(super) struct RawMigration {
     bytes_sent: i64,
     bytes_on_wire: i64,
     phases: String,
+    predicted: Option<(i64, i64)>,
 }
 
 impl RawMigration {
@@ -56,6 +59,7 @@ impl RawMigration {
             bytes_sent: row.get(10)?,
             bytes_on_wire: row.get(11)?,
             phases: row.get(12)?,
+            predicted: row.get::<_, Option<i64>>(13)?.zip(row.get(14)?),
         })
     }
 
@@ -77,7 +81,8 @@ impl RawMigration {
             Some(Verdict::Commit) if phases.iter().any(|entry| entry.phase == Phase::Running) => Some(Outcome::Moved),
             Some(Verdict::Commit) | None => None,
         };
-        Ok(MigrationView {
+        let millis = |ms: i64| Duration::from_millis(ms.unsigned_abs());
+        let mut view = MigrationView {
             side,
             deadline: self.deadline.as_deref().map(|at| parse_time(id, "deadline", at)).transpose()?,
             phase: parse_phase(id, &self.phase)?,
@@ -90,8 +95,12 @@ impl RawMigration {
             peer: self.peer,
             cause: self.cause,
             reason: self.reason,
+            predicted: self.predicted.map(|(total, frozen)| Times { total: millis(total), frozen: millis(frozen) }),
+            measured: None,
             log: None,
             id: self.id,
-        })
+        };
+        view.measured = view.times();
+        Ok(view)
     }
 }

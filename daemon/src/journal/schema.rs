@@ -9,8 +9,8 @@ use rusqlite::Connection;
 
 use super::JournalError;
 
-/// `PRAGMA user_version` of the tables below. A change adds a migration here, never edits the past.
-const VERSION: i64 = 1;
+/// What leads to each `PRAGMA user_version`, from an empty database on. A change adds one here, never edits the past.
+const VERSIONS: [&str; 2] = [TABLES, PREDICTIONS];
 
 /// Another process holds the write lock for one transaction, an fsync; a disk that takes longer than this is broken.
 const BUSY: Duration = Duration::from_secs(10);
@@ -58,7 +58,20 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// Opens the database and brings its tables to [`VERSION`].
+/// Version 2: what was predicted of a migration, in milliseconds, and what its source counted (`spothop_policy::Counted` as JSON).
+const PREDICTIONS: &str = "
+    ALTER TABLE migration ADD COLUMN predicted_total_ms INTEGER;
+    ALTER TABLE migration ADD COLUMN predicted_frozen_ms INTEGER;
+    CREATE TABLE measurement (
+        number INTEGER PRIMARY KEY,
+        migration TEXT NOT NULL UNIQUE,
+        peer TEXT NOT NULL,
+        counted TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX measurement_of ON measurement (peer, number);
+";
+
+/// Opens the database and brings its tables to the newest version.
 pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
     let failed = |doing| move |source| JournalError::Database { path: path.to_owned(), doing, source };
     // SQLite makes its files as the umask has it, and those beside the database with the database's own mode.
@@ -68,13 +81,14 @@ pub(super) fn open(path: &Path) -> Result<Connection, JournalError> {
         .map_err(|source| JournalError::Private { path: path.to_owned(), source })?;
     let mut connection = Connection::open(path).map_err(failed("was opened"))?;
     let found = prepare(&mut connection).map_err(failed("was prepared"))?;
-    if found > VERSION {
-        return Err(JournalError::TooNew { path: path.to_owned(), found, known: VERSION });
+    let known = VERSIONS.len() as i64;
+    if found > known {
+        return Err(JournalError::TooNew { path: path.to_owned(), found, known });
     }
     Ok(connection)
 }
 
-/// Sets the pragmas, makes the tables if there are none, and returns the schema's version.
+/// Sets the pragmas, brings the tables up to date, all or nothing, and returns the schema's version as it was found.
 fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -82,9 +96,11 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
     connection.pragma_update(None, "foreign_keys", true)?;
     let tx = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     let found: i64 = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    if found == 0 {
-        tx.execute_batch(TABLES)?;
-        tx.pragma_update(None, "user_version", VERSION)?;
+    for (version, change) in (1..).zip(VERSIONS) {
+        if version > found {
+            tx.execute_batch(change)?;
+            tx.pragma_update(None, "user_version", version)?;
+        }
     }
     tx.commit()?;
     Ok(found)

@@ -1,3 +1,5 @@
+use spothop_policy::{Counted, Sample};
+
 use super::*;
 use crate::api::Outcome;
 use crate::migration::Task;
@@ -22,6 +24,7 @@ fn new(side: Side) -> NewMigration {
         peer: "b".into(),
         cause: "manual".into(),
         deadline: Some(at(120)),
+        predicted: None,
     }
 }
 
@@ -233,4 +236,130 @@ fn a_step_that_cannot_be_read_is_not_shown() {
     assert!(matches!(error, JournalError::Unreadable { field: "step", .. }));
     let shown = format!("{error} {error:?}");
     assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+fn predicted(total: u64, frozen: u64) -> Option<Times> {
+    Some(Times { total: Duration::from_millis(total), frozen: Duration::from_millis(frozen) })
+}
+
+fn counted(memory_bytes: u64) -> Counted {
+    Counted { memory_bytes, ..Counted::default() }
+}
+
+/// A migration of `redis` to `peer` that took 30 s until the freeze and 2 s from there on, or has not got there.
+fn run(journal: &Journal, id: &str, peer: &str, to: Phase) {
+    let new = NewMigration { id: id.into(), peer: peer.into(), predicted: predicted(1_500, 400), ..new(Side::Source) };
+    journal.begin(&new, at(0)).unwrap();
+    for (second, phase) in [(1, Phase::Reserved), (2, Phase::Prepared), (30, Phase::Frozen), (31, Phase::Transferred)] {
+        journal.enter(id, Side::Source, phase, at(second)).unwrap();
+    }
+    journal.count(id, peer, &counted(7)).unwrap();
+    journal.enter(id, Side::Source, Phase::Restored, at(31)).unwrap();
+    if to == Phase::Aborted {
+        journal.decide(id, Side::Source, Verdict::Abort, None, at(32)).unwrap();
+        return;
+    }
+    journal.decide(id, Side::Source, Verdict::Commit, None, at(31)).unwrap();
+    if to == Phase::Running {
+        journal.enter(id, Side::Source, Phase::Running, at(32)).unwrap();
+    }
+}
+
+#[test]
+fn what_was_predicted_and_what_was_measured_outlive_the_daemon() {
+    let (directory, journal) = journal();
+    run(&journal, "m1", "b", Phase::Running);
+    drop(journal);
+    let journal = Journal::open(&directory.path().join("state/journal.db")).unwrap();
+    let view = journal.record("m1", Side::Source).unwrap();
+    assert_eq!((view.predicted, view.measured), (predicted(1_500, 400), predicted(32_000, 2_000)));
+    let sample = Sample {
+        peer: "b".into(),
+        container: "redis".into(),
+        counted: counted(7),
+        until_frozen: Duration::from_secs(30),
+        frozen_for: Duration::from_secs(2),
+    };
+    assert_eq!(journal.samples(9).unwrap(), [sample]);
+    journal.count("m1", "b", &counted(8)).unwrap();
+    let again: Vec<_> = journal.samples(9).unwrap().iter().map(|sample| sample.counted.memory_bytes).collect();
+    assert_eq!(again, [8], "one for each migration");
+}
+
+#[test]
+fn only_what_has_moved_is_a_measurement_and_only_the_newest_to_each_host_are_read() {
+    let (directory, journal) = journal();
+    for (n, peer) in ["b", "c", "b", "b", "c"].into_iter().enumerate() {
+        let id = format!("m{n}");
+        run(&journal, &id, peer, Phase::Running);
+        journal.count(&id, peer, &counted(n as u64)).unwrap();
+    }
+    let read = |journal: &Journal, each| -> Vec<(String, u64)> {
+        let samples = journal.samples(each).unwrap();
+        samples.into_iter().map(|sample| (sample.peer, sample.counted.memory_bytes)).collect()
+    };
+    let to = |peer: &str, n| (peer.to_owned(), n);
+    assert_eq!(read(&journal, 2), [to("c", 4), to("b", 3), to("b", 2), to("c", 1)]);
+    assert_eq!(read(&journal, 9).len(), 5);
+    for peer in ["b", "c", "d"] {
+        run(&journal, &format!("aborted {peer}"), peer, Phase::Aborted);
+        run(&journal, &format!("under way {peer}"), peer, Phase::Committed);
+    }
+    assert_eq!(read(&journal, 1), [to("c", 4), to("b", 3)]);
+    let file = Connection::open(directory.path().join("state/journal.db")).unwrap();
+    file.execute("UPDATE measurement SET counted = '{\"of\":\"another version\"}' WHERE peer = 'c'", []).unwrap();
+    assert_eq!(read(&journal, 9), [to("b", 3), to("b", 2), to("b", 0)]);
+}
+
+/// The journal of host `a` as version 0.1.0 left it on a testbed: a container that went to `b` and came back, went again under a
+/// deadline, was kept there by a failure, and was on its way back when the daemon was stopped.
+const VERSION_1: &[u8] = include_bytes!("testdata/version-1.db");
+
+/// Every row of the tables of version 1.
+fn rows(path: &Path) -> Vec<String> {
+    const SQL: &str = "
+        SELECT json_array(id, side, container_id, container, peer, cause, deadline, phase, verdict, reason, bytes_sent, bytes_on_wire)
+            FROM migration
+        UNION ALL SELECT json_array(migration, side, phase, at) FROM phase_entry
+        UNION ALL SELECT json_array(migration, side, step, intended_at, settled_at) FROM step
+        UNION ALL SELECT json_array(name, directory, migration) FROM departed_volume";
+    let file = Connection::open(path).unwrap();
+    let mut statement = file.prepare(SQL).unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
+
+fn version(path: &Path) -> i64 {
+    Connection::open(path).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn a_journal_of_version_1_is_taken_over_with_all_that_is_in_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("journal.db");
+    std::fs::write(&path, VERSION_1).unwrap();
+    let before = rows(&path);
+    assert_eq!((version(&path), before.len()), (1, 5 + 22 + 40 + 1));
+
+    let journal = Journal::open(&path).unwrap();
+
+    assert_eq!((version(&path), rows(&path)), (2, before));
+    let history = journal.history(10).unwrap();
+    let outcomes: Vec<_> = history.iter().map(|view| (view.side, view.outcome)).collect();
+    let (source, target) = (Side::Source, Side::Target);
+    let (moved, aborted) = (Some(Outcome::Moved), Some(Outcome::Aborted));
+    let expected = [(target, None), (target, aborted), (source, moved), (target, moved), (source, moved)];
+    assert_eq!(outcomes, expected);
+    assert!(history.iter().all(|view| view.predicted.is_none()));
+    let measured: Vec<_> = history.iter().map(|view| view.measured.map(|times| times.frozen.as_millis())).collect();
+    assert_eq!(measured, [None, None, Some(671), Some(639), Some(506)]);
+    assert_eq!(journal.unfinished().unwrap().len(), 1);
+    assert!(!journal.unsettled(&history[0].id, target).unwrap().is_empty());
+    assert_eq!(journal.samples(9).unwrap(), []);
+
+    // And goes on: also as one that was upgraded before.
+    drop(journal);
+    let journal = Journal::open(&path).unwrap();
+    run(&journal, "m1", "b", Phase::Running);
+    assert_eq!(journal.samples(9).unwrap().len(), 1);
+    assert_eq!(journal.record("m1", source).unwrap().predicted, predicted(1_500, 400));
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
+use spothop_policy::Estimates;
 use spothop_transfer::Credentials;
 use tokio::sync::Notify;
 
@@ -78,6 +79,16 @@ impl Context {
         unpanicked(tokio::task::spawn_blocking(move || journal.begin(&new, Timestamp::now())).await)?;
         track.announce_planned();
         Ok(track)
+    }
+
+    /// What earlier migrations say of the next.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn estimates(&self) -> Result<Estimates, Error> {
+        let journal = Arc::clone(&self.journal);
+        let read = tokio::task::spawn_blocking(move || journal.samples(Estimates::SAMPLES));
+        Ok(Estimates::learn(&unpanicked(read.await)?, self.ways.leaves()))
     }
 
     /// The handle on a migration that the journal knows.

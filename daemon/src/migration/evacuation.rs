@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spothop_policy::{Move, Plan, Rates, Request};
+use spothop_policy::{Estimates, Move, Plan, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -34,6 +34,8 @@ pub struct Planned {
     /// Which container goes where.
     pub plan: Plan,
     candidates: HashMap<String, Candidate>,
+    /// By what it was predicted.
+    estimates: Arc<Estimates>,
     deadline: Option<Timestamp>,
 }
 
@@ -58,12 +60,13 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         containers: candidates.iter().map(Candidate::for_policy).collect(),
         hosts,
         budget: question.budget,
-        rates: Rates::default(),
+        estimates: context.estimates().await?,
         concurrency: context.config.limits.max_concurrent,
     };
     Ok(Planned {
         plan: spothop_policy::plan(&request),
         candidates: candidates.into_iter().map(|candidate| (candidate.container.id.clone(), candidate)).collect(),
+        estimates: Arc::new(request.estimates),
         // A budget beyond the end of time is none.
         deadline: question.budget.and_then(|budget| asked_at.checked_add(budget).ok()),
     })
@@ -82,6 +85,7 @@ pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accep
             id: Uuid::now_v7().to_string(),
             memory_bytes: candidate.memory_bytes,
             step: step.clone(),
+            estimates: Arc::clone(&planned.estimates),
             cause: cause.to_owned(),
             deadline: planned.deadline,
         };
@@ -162,6 +166,7 @@ struct Mover {
     id: String,
     memory_bytes: u64,
     step: Move,
+    estimates: Arc<Estimates>,
     cause: String,
     deadline: Option<Timestamp>,
 }
@@ -188,6 +193,8 @@ impl Mover {
                 container,
                 memory_bytes: self.memory_bytes,
                 target: host.host.clone(),
+                predicted: host.predicted,
+                bytes_per_second: self.estimates.rates(&host.host).bytes_per_second,
                 cause: self.cause.clone(),
                 deadline: self.deadline,
             };

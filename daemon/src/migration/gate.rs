@@ -278,6 +278,7 @@ mod tests {
             peer: "b".into(),
             cause: "manual".into(),
             deadline: None,
+            predicted: None,
         };
         journal.begin(&new, Timestamp::now()).unwrap();
         for phase in [Phase::Reserved, Phase::Prepared, Phase::Frozen, Phase::Transferred, Phase::Restored] {

@@ -12,6 +12,7 @@
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
 //! | `resolve` | a person's word for a migration whose other host is gone for good |
 //! | `evacuation` | several migrations, in the plan's order |
+//! | `meter` | what the source counts, for the predictions of the next |
 //!
 //! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
 //! ([`protocol`]). COMMIT is written only when the target holds the tasks restored and stopped. The source's tasks stay frozen from
@@ -28,6 +29,7 @@ mod handoff;
 mod logs;
 mod memory;
 pub mod message;
+mod meter;
 mod moving;
 mod outgoing;
 mod packing;

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use spothop_criu::memory::holes;
-use spothop_policy::Rates;
 use spothop_policy::rounds::{self, Round};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
 use super::memory::{Batch, Memory, Pace};
 use super::message::Request;
+use super::meter::{Meter, What};
 use super::source::{Job, STEP};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Track};
@@ -23,13 +23,20 @@ pub(super) struct Outgoing<'a> {
     job: &'a Job,
     /// None where CRIU dumps it.
     memory: Option<Arc<Mutex<Memory>>>,
+    meter: &'a Meter,
     commit_by: Instant,
 }
 
 impl<'a> Outgoing<'a> {
-    pub(super) fn new(context: &'a Context, track: &'a Track, job: &'a Job, commit_by: Instant) -> Self {
+    pub(super) fn new(
+        context: &'a Context,
+        track: &'a Track,
+        job: &'a Job,
+        meter: &'a Meter,
+        commit_by: Instant,
+    ) -> Self {
         let memory = context.ways.outgoing(job.init_pid).map(|memory| Arc::new(Mutex::new(memory)));
-        Self { context, track, job, memory, commit_by }
+        Self { context, track, job, memory, meter, commit_by }
     }
 
     /// Whether it goes over page by page, and not in CRIU's images.
@@ -41,7 +48,7 @@ impl<'a> Outgoing<'a> {
     pub(super) async fn send_running(&self, target: &mut Conversation) -> Result<(), Error> {
         let mut left = self.look(Memory::look).await?;
         let mut rounds = Vec::new();
-        let mut another = rounds::first(left, Rates::default().bytes_per_second, self.time_left());
+        let mut another = rounds::first(left, self.job.bytes_per_second, self.time_left());
         while left > 0 && another.is_ok() {
             self.track.enter(Phase::PreCopy(rounds.len() as u32 + 1)).await?;
             let (began, sent_bytes) = (Instant::now(), left);
@@ -102,11 +109,14 @@ impl<'a> Outgoing<'a> {
         let Some(memory) = &self.memory else { return Ok(()) };
         let batch = batch(&mut lock(memory));
         let (bytes, frozen) = (batch.bytes, batch.frozen);
+        let began = Instant::now();
         target.say(&Request::Pages { bytes, frozen }).await?;
         let progress = self.track.progress(progress_name(frozen), Some(bytes));
         let stats = target.bulk().send_extents(Arc::clone(&batch) as _, &progress).await?;
+        let sent_bytes = stats.raw_bytes;
         self.track.count(stats).await?;
         target.done("receiving pages", STEP).await?;
+        self.meter.sent(if frozen { What::Frozen } else { What::Rounds }, sent_bytes, began);
         lock(memory).sent(&batch);
         Ok(())
     }

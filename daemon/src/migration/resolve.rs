@@ -95,6 +95,7 @@ mod tests {
             peer: "b".into(),
             cause: "manual".into(),
             deadline: None,
+            predicted: None,
         };
         journal.begin(&new, Timestamp::now()).unwrap();
         for &phase in phases {

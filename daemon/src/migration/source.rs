@@ -12,6 +12,7 @@ use spothop_criu::memory::ConstantParent;
 use spothop_criu::netns::Silencing;
 use spothop_criu::runtime_state::RuntimeState;
 use spothop_criu::{tasks, watches};
+use spothop_policy::Times;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tracing::info;
@@ -20,6 +21,7 @@ use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
 use super::memory;
 use super::message::{Answer, Offer, Request};
+use super::meter::{Meter, What};
 use super::outgoing::Outgoing;
 use super::target::tcp_mode;
 use super::track::unpanicked;
@@ -57,6 +59,10 @@ pub struct Job {
     pub memory_bytes: u64,
     /// Where to.
     pub target: String,
+    /// How long it is predicted to take.
+    pub predicted: Times,
+    /// How fast memory is predicted to go there while the container runs.
+    pub bytes_per_second: u64,
     /// A notice's id, or `manual`.
     pub cause: String,
     /// When this host is taken away, if it is.
@@ -77,19 +83,22 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
             peer: job.target.clone(),
             cause: job.cause.clone(),
             deadline: job.deadline,
+            predicted: Some(job.predicted),
         })
         .await?;
     let limit = time_to_commit(&context, job.deadline);
     let workspace = context.workspace(Side::Source, &job.id);
+    let meter = Meter::default();
     let mut source = Source {
         context: &context,
         track: &track,
         job: &job,
         workspace,
         watched: Vec::new(),
-        memory: Outgoing::new(&context, &track, &job, Instant::now() + limit),
+        memory: Outgoing::new(&context, &track, &job, &meter, Instant::now() + limit),
         memory_bytes: job.memory_bytes,
         parent: None,
+        meter: &meter,
         held: Held::default(),
     };
     let restored = timeout(limit, source.until_restored()).await;
@@ -122,6 +131,7 @@ struct Source<'a> {
     memory_bytes: u64,
     /// By which CRIU leaves that memory to us.
     parent: Option<ConstantParent>,
+    meter: &'a Meter,
     held: Held,
 }
 
@@ -150,19 +160,23 @@ impl Source<'_> {
         self.memory.send_missing(&mut target, self.workspace.images()).await?;
         self.send_images(&mut target).await?;
         self.track.enter(Phase::Transferred).await?;
-        target.order(&Request::Restore, "the restore", STEP).await?;
+        // While the target is busy, and nobody waits for it.
+        let counted = self.track.counted(&self.job.target, self.meter.counted());
+        let (restored, ()) = tokio::join!(target.order(&Request::Restore, "the restore", STEP), counted);
+        restored?;
         self.track.enter(Phase::Restored).await?;
         Ok(target)
     }
 
     /// A container that has come here a moment ago may not have all of its memory yet, and nobody would see what is missing.
     async fn wait_until_whole(&mut self) -> Result<(), Error> {
-        let init_pid = self.job.init_pid;
+        let (init_pid, since) = (self.job.init_pid, Instant::now());
         while unpanicked(spawn_blocking(move || memory::is_being_filled(init_pid)).await)? {
             sleep(LOOK_AGAIN).await;
         }
         let now = unpanicked(spawn_blocking(move || tasks::memory(init_pid)).await)?;
         self.memory_bytes = self.job.memory_bytes.max(now.pss_bytes);
+        self.meter.begin(self.context.ways.leaves(), self.memory_bytes, since);
         Ok(())
     }
 
@@ -207,22 +221,28 @@ impl Source<'_> {
             _ => return Err(target.out_of_turn(STEP_NAME)),
         }
         let image = &self.job.container.image;
+        let began = Instant::now();
         let archive = self.context.engine.export_image(image).await?;
         target.say(&Request::Image { shipped: true }).await?;
         let stats = target.bulk().send_stream(archive, &self.track.progress("image", None)).await?;
         self.track.count(stats).await?;
         match target.answer(STEP_NAME, IMAGE).await? {
-            Answer::ImageReady => Ok(()),
+            Answer::ImageReady => {
+                self.meter.sent(What::Files, stats.raw_bytes, began);
+                Ok(())
+            }
             _ => Err(target.out_of_turn(STEP_NAME)),
         }
     }
 
     /// Pass 1: all files, while the container runs.
     async fn send_files(&self, target: &mut Conversation) -> Result<Arc<Snapshot>, Error> {
+        let began = Instant::now();
         target.say(&Request::Files).await?;
         let archive = files::archive(self.trees());
-        let snapshot = send_archive(self.track, target, archive, "files").await?;
+        let (snapshot, bytes) = send_archive(self.track, target, archive, "files").await?;
         target.done("writing the files", STEP).await?;
+        self.meter.sent(What::Files, bytes, began);
         Ok(snapshot)
     }
 
@@ -321,15 +341,18 @@ impl Source<'_> {
         held.begin().await?;
         let engine = Arc::clone(&context.engine);
         let restarts = held.hold_restarts(engine, &job.container.id, &job.container.restart_policy);
-        let (track, target_name, memory) = (self.track, &job.target, &self.memory);
+        let (track, target_name, memory, meter) = (self.track, &job.target, &self.memory, self.meter);
         let files = async {
+            let began = Instant::now();
             target.say(&Request::LastFiles).await?;
-            send_archive(track, target, last_files, "last files").await?;
+            let (_, bytes) = send_archive(track, target, last_files, "last files").await?;
             target.done("writing the last files", STEP).await?;
+            meter.sent(What::Frozen, bytes, began);
             memory.send_changed(target).await
         };
         let held = async {
             held.reached().await?;
+            meter.dumped();
             track.reach("dump-held")?;
             freeze_behind_criu(job.init_pid).await
         };
@@ -362,10 +385,13 @@ impl Source<'_> {
             let root = root.clone();
             unpanicked(spawn_blocking(move || list(&root)).await)?
         };
+        let began = Instant::now();
         target.say(&Request::Images { bytes }).await?;
         let stats = target.bulk().send_files(&root, &names, &self.track.progress("memory", Some(bytes))).await?;
         self.track.count(stats).await?;
-        target.done("receiving the images", STEP).await
+        target.done("receiving the images", STEP).await?;
+        self.meter.sent(What::Frozen, stats.raw_bytes, began);
+        Ok(())
     }
 }
 
@@ -384,17 +410,20 @@ async fn freeze_behind_criu(init_pid: i32) -> Result<(), Error> {
     Ok(unpanicked(frozen.await)?)
 }
 
+/// Returns what was sent, also in bytes.
 async fn send_archive(
     track: &Track,
     target: &mut Conversation,
     mut archive: ArchiveStream,
     what: &'static str,
-) -> Result<Arc<Snapshot>, Error> {
+) -> Result<(Arc<Snapshot>, u64), Error> {
     let sent = target.bulk().send_stream(&mut archive, &track.progress(what, None)).await;
     // The archive's own error says more than the stream that broke because of it.
     let (snapshot, _) = archive.finish().await?;
-    track.count(sent?).await?;
-    Ok(snapshot)
+    let sent = sent?;
+    let bytes = sent.raw_bytes;
+    track.count(sent).await?;
+    Ok((snapshot, bytes))
 }
 
 /// The regular files of a directory and their total size.

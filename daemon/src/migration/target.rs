@@ -89,6 +89,7 @@ impl Target {
                 peer: source.to_owned(),
                 cause: offer.cause.clone(),
                 deadline: offer.deadline,
+                predicted: None,
             })
             .await?;
         let workspace = context.workspace(Side::Target, &offer.migration);

@@ -198,6 +198,14 @@ impl Track {
         self.journal(move |journal, id, side| journal.count_bytes(id, side, stats.raw_bytes, stats.wire_bytes)).await
     }
 
+    /// Records what the source has counted, for the predictions of others; if that fails this migration is none the worse.
+    pub async fn counted(&self, peer: &str, counted: spothop_policy::Counted) {
+        let peer = peer.to_owned();
+        if let Err(failure) = self.journal(move |journal, id, _| journal.count(id, &peer, &counted)).await {
+            warn!(migration = %self.id, error = chain(&failure), "what was measured is not recorded");
+        }
+    }
+
     /// Records that the migration took these volumes away.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use spothop_criu::features::Features;
 use spothop_criu::memory::tracking::{Method, supported};
 use spothop_criu::memory::{ConstantParent, Why};
+use spothop_policy::Leaves;
 use tracing::{info, warn};
 
 use super::memory::Memory;
@@ -58,6 +59,15 @@ impl Ways {
     /// The memory of a container that leaves page by page.
     pub(super) fn outgoing(&self, init_pid: i32) -> Option<Memory> {
         self.lock().as_ref().map(|_| Memory::new(init_pid, self.tracking))
+    }
+
+    /// How the memory of a container leaves.
+    pub(super) fn leaves(&self) -> Leaves {
+        match (self.lock().is_some(), self.tracking) {
+            (false, _) => Leaves::Dump,
+            (true, None) => Leaves::StopAndCopy,
+            (true, Some(_)) => Leaves::PreCopy,
+        }
     }
 
     /// Whether what comes page by page runs before all of it is in place.

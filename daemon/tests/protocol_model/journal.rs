@@ -100,6 +100,7 @@ fn the_models_journal_is_the_real_one() {
                         peer: String::new(),
                         cause: occasion.cause.to_owned(),
                         deadline: occasion.deadline,
+                        predicted: None,
                     };
                     journal.begin(&new, Time::Before.now()).unwrap();
                     let mut both = Both { journal: &journal, id, side, occasion, record: Record::PLANNED };

@@ -1,5 +1,6 @@
 //! The planner as its callers see it.
 
+mod learning;
 mod properties;
 mod scenarios;
 mod support;

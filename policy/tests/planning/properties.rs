@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use spothop_policy::{
-    Container, CpuVerdict, Facts, Host, HostState, NetworkIdentity, Rates, Refusal, Request, Version, plan,
+    Container, CpuVerdict, Estimates, Facts, Host, HostState, NetworkIdentity, Rates, Refusal, Request, Version, plan,
 };
 
 use crate::support::{MIB, bridge, container, facts, request, source};
@@ -84,7 +84,10 @@ fn any_request() -> impl Strategy<Value = Request> {
                 containers,
                 hosts,
                 budget,
-                rates: Rates { bytes_per_second, ..Rates::default() },
+                estimates: Estimates {
+                    everywhere: Rates { bytes_per_second, ..Rates::default() },
+                    ..Estimates::default()
+                },
                 concurrency,
             }
         },
@@ -207,12 +210,12 @@ proptest! {
     fn moves_are_in_order_and_their_times_add_up(request in any_request()) {
         let plan = plan(&request);
         let order = |m: &spothop_policy::Move| {
-            (!m.fits_deadline, std::cmp::Reverse(m.priority), m.predicted, m.name.clone(), m.container.clone())
+            (!m.fits_deadline, std::cmp::Reverse(m.priority), m.predicted.total, m.name.clone(), m.container.clone())
         };
         prop_assert!(plan.moves.is_sorted_by_key(order));
         let mut clock = Duration::ZERO;
         for step in &plan.moves {
-            clock = clock.saturating_add(step.predicted).min(Duration::from_millis(u64::MAX));
+            clock = clock.saturating_add(step.predicted.total).min(Duration::from_millis(u64::MAX));
             prop_assert_eq!(step.ends_after, clock);
             prop_assert_eq!(step.fits_deadline, request.budget.is_none_or(|budget| clock <= budget));
         }

@@ -1,7 +1,7 @@
 //! Hosts and containers that tests start from; each changes what it is about.
 
 use spothop_policy::{
-    Container, CpuVerdict, Facts, Host, HostState, Network, ProtocolRange, Rates, Request, Source, Version,
+    Container, CpuVerdict, Estimates, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version,
 };
 
 pub(crate) const MIB: u64 = 1 << 20;
@@ -57,5 +57,5 @@ pub(crate) fn container(name: &str, memory_bytes: u64) -> Container {
 }
 
 pub(crate) fn request(containers: Vec<Container>, hosts: Vec<Host>) -> Request {
-    Request { source: source(), containers, hosts, budget: None, rates: Rates::default(), concurrency: 1 }
+    Request { source: source(), containers, hosts, budget: None, estimates: Estimates::default(), concurrency: 1 }
 }

@@ -15,6 +15,7 @@ mod files;
 mod matrix;
 mod memory;
 mod network;
+mod prediction;
 mod processes;
 mod provider;
 mod redis;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         memory::every_way_of_memory_keeps_the_connection_and_every_acknowledged_write,
         memory::a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole,
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
+        prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,
         network::streams_in_full_flow_lose_no_byte_in_either_direction,

@@ -1,7 +1,7 @@
 //! What people get to see, word for word.
 
 use spothop_criu::log::Triage;
-use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score};
+use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score, Times};
 
 use super::*;
 use crate::api::PhaseEntry;
@@ -9,6 +9,10 @@ use crate::notice::Notice;
 
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(1_767_225_600_000 + millis).unwrap()
+}
+
+fn times(total: u64, frozen: u64) -> Times {
+    Times { total: Duration::from_millis(total), frozen: Duration::from_millis(frozen) }
 }
 
 fn moved() -> MigrationView {
@@ -37,6 +41,8 @@ fn moved() -> MigrationView {
         phases: phases.map(|(phase, millis)| PhaseEntry { phase, at: at(millis) }).to_vec(),
         bytes_sent: 1 << 30,
         bytes_on_wire: 300 << 20,
+        predicted: Some(times(2_800, 1_100)),
+        measured: Some(times(2_500, 1_280)),
         log: None,
     }
 }
@@ -48,6 +54,7 @@ fn aborted() -> MigrationView {
     view.phases.push(PhaseEntry { phase: Phase::Aborted, at: at(1_900) });
     view.phase = Phase::Aborted;
     view.outcome = Some(Outcome::Aborted);
+    view.measured = None;
     view.reason = Some("host b: no space left in its tmpfs".to_owned());
     view
 }
@@ -84,13 +91,13 @@ fn a_plan() -> Plan {
                 host: "b".to_owned(),
                 score: Score { cpu_checked: true, image_present: true, free_memory_after_bytes: 6 << 30 },
                 reason: "CPU compatible, image present, 6.0 GiB free afterwards".to_owned(),
-                predicted: Duration::from_millis(3_200),
+                predicted: times(3_200, 620),
             }],
             refusals: vec![HostRefusal {
                 host: "c".to_owned(),
                 refusals: vec![Refusal::Unreachable { reason: "connection refused".to_owned() }],
             }],
-            predicted: Duration::from_millis(3_200),
+            predicted: times(3_200, 620),
             ends_after: Duration::from_millis(125_000),
             fits_deadline: false,
         }],
@@ -152,7 +159,7 @@ fn hosts_shows_room_or_why_not() {
 #[test]
 fn a_plan_gives_reasons_for_and_against() {
     insta::assert_snapshot!(plan(&a_plan()), @r"
-    1. redis -> b: takes 3.20 s, done after 2m 05s; AFTER THE DEADLINE
+    1. redis -> b: takes 3.20 s, frozen for 620 ms; done after 2m 05s; AFTER THE DEADLINE
        * b: CPU compatible, image present, 6.0 GiB free afterwards
        x c: unreachable: connection refused
     dev stays:
@@ -165,7 +172,7 @@ fn a_plan_gives_reasons_for_and_against() {
 #[test]
 fn a_migration_ends_with_its_timeline() {
     insta::assert_snapshot!(migration(&moved()), @r"
-    redis to b (019b76da-a800-7000-8000-000000000001): moved in 2.50 s, frozen for 1.28 s; 1.0 GiB sent, 300.0 MiB on the wire
+    redis to b (019b76da-a800-7000-8000-000000000001): moved in 2.50 s (predicted 2.80 s), frozen for 1.28 s (predicted 1.10 s); 1.0 GiB sent, 300.0 MiB on the wire
       PHASE         AFTER  LASTED
       planned        0 ms   12 ms
       reserved      12 ms  1.20 s
@@ -190,11 +197,20 @@ fn a_migration_ends_with_its_timeline() {
 }
 
 #[test]
+fn a_target_shows_what_it_measured_alone() {
+    let view = MigrationView { side: Side::Target, predicted: None, ..moved() };
+    let first = |text: String| text.lines().next().map(str::to_owned);
+    insta::assert_snapshot!(first(migration(&view)).unwrap(), @"redis from b (019b76da-a800-7000-8000-000000000001): moved in 2.50 s, frozen for 1.28 s; 1.0 GiB sent, 300.0 MiB on the wire");
+    let row = history(&[view], &TimeZone::UTC);
+    assert!(row.ends_with("moved            2.50 s              1.28 s  1.0 GiB\n"), "{row}");
+}
+
+#[test]
 fn history_is_one_line_for_each() {
     insta::assert_snapshot!(history(&[aborted(), moved()], &TimeZone::UTC), @r"
-    STARTED              ID                                    CONTAINER  WAY   CAUSE   STATE                                        FROZEN     SENT
-    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000002  redis      to b  manual  aborted: host b: no space left in its tmpfs       -  1.0 GiB
-    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000001  redis      to b  manual  moved                                        1.28 s  1.0 GiB
+    STARTED              ID                                    CONTAINER  WAY   CAUSE   STATE                                        TOOK (PREDICTED)  FROZEN (PREDICTED)     SENT
+    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000002  redis      to b  manual  aborted: host b: no space left in its tmpfs        - (2.80 s)          - (1.10 s)  1.0 GiB
+    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000001  redis      to b  manual  moved                                         2.50 s (2.80 s)     1.28 s (1.10 s)  1.0 GiB
     ");
 }
 
@@ -205,7 +221,7 @@ fn status_shows_the_notice_with_the_time_left() {
         "deadline": at(120_000), "received": at(0),
     }))
     .unwrap();
-    let running = MigrationView { outcome: None, phase: Phase::Frozen, ..moved() };
+    let running = MigrationView { outcome: None, phase: Phase::Frozen, measured: None, ..moved() };
     let view = Status {
         host: "a".to_owned(),
         version: "0.1.0".to_owned(),
@@ -217,8 +233,8 @@ fn status_shows_the_notice_with_the_time_left() {
     a: spothop 0.1.0, running since 2026-01-01 00:00:00
     NOTICE: aws will terminate this host (i-1) at 2026-01-01 00:02:00 (in 1m 45s)
 
-    STARTED              ID                                    CONTAINER  WAY   CAUSE   STATE   FROZEN     SENT
-    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000001  redis      to b  manual  frozen  1.28 s  1.0 GiB
+    STARTED              ID                                    CONTAINER  WAY   CAUSE   STATE   TOOK (PREDICTED)  FROZEN (PREDICTED)     SENT
+    2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000001  redis      to b  manual  frozen        - (2.80 s)          - (1.10 s)  1.0 GiB
     ");
     let idle = Status { notices: vec![], migrations: vec![], ..view };
     insta::assert_snapshot!(status(&idle, at(15_000), &TimeZone::UTC), @r"

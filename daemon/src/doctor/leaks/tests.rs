@@ -37,6 +37,7 @@ impl Host {
             peer: "b".to_owned(),
             cause: "manual".to_owned(),
             deadline: None,
+            predicted: None,
         };
         self.journal.begin(&new, at).unwrap();
     }
