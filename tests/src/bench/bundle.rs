@@ -12,6 +12,9 @@ use crate::workload::Workload;
 /// Where bundles and their one root file system are on a host: on its disk, as an engine's would be.
 const DIRECTORY: &str = "/var/lib/containers/spothop-bench";
 
+/// Options of CRIU that runc has none for (runc-checkpoint(8)): the faster way to keep packets out.
+const CRIU_CONFIG: &str = "/var/lib/containers/spothop-bench/criu.conf";
+
 /// A bundle on a host.
 #[derive(Debug)]
 pub(super) struct Bundle {
@@ -39,7 +42,7 @@ impl Bundle {
              if ! test -d rootfs; then mkdir rootfs.new; docker rm --force spothop-bench-root >/dev/null 2>&1 || :; \
              docker create --quiet --name spothop-bench-root {image}; docker export spothop-bench-root | tar -x -C rootfs.new; \
              docker rm spothop-bench-root; mv rootfs.new rootfs; fi; \
-             rm -f {path}/config.json; runc spec --bundle {path}"
+             echo 'network-lock nftables' > {CRIU_CONFIG}; rm -f {path}/config.json; runc spec --bundle {path}"
         );
         bed.output(host, ["sh", "-ec", &script])?;
         let file = Inside::of(bed, host)?.path(&format!("{path}/config.json"));
@@ -64,6 +67,7 @@ impl Bundle {
 fn adapt(config: &mut Value, arguments: &[&str], network: Option<&str>) {
     config["process"]["terminal"] = json!(false);
     config["process"]["args"] = json!(arguments);
+    config["annotations"]["org.criu.config"] = json!(CRIU_CONFIG);
     config["root"] = json!({"path": format!("{DIRECTORY}/rootfs"), "readonly": false});
     if let Some(mounts) = config["mounts"].as_array_mut() {
         mounts.retain(|mount| mount["type"] != "cgroup");

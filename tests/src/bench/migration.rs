@@ -86,9 +86,10 @@ impl Migration {
         // What ends at each moment.
         let mut moments: Vec<(&'static str, Timestamp)> = Vec::new();
         let mut before_freeze = "prepare";
+        // Of the move, if it meets the freeze: some server that was slow before may have been longer.
         let gap = gap.filter(|gap| {
-            let within = |at: Option<Timestamp>| at.is_some_and(|at| gap.from <= at && at <= gap.to);
-            within(self.at("frozen")) && within(self.at("running"))
+            let (frozen, running) = (self.at("frozen"), self.at("running"));
+            frozen.zip(running).is_some_and(|(frozen, running)| gap.from < running && frozen < gap.to)
         });
         for entered in &self.phases {
             let ends = match entered.phase.as_str() {
@@ -97,7 +98,7 @@ impl Migration {
                 "frozen" => {
                     // A request that is lost on the way into the freeze was sent before it.
                     let last = moments.last().map_or(entered.at, |(_, at)| *at);
-                    let begin = gap.map_or(entered.at, |gap| gap.from.max(last));
+                    let begin = gap.map_or(entered.at, |gap| gap.from.max(last).min(entered.at));
                     moments.push((before_freeze, begin));
                     "freeze"
                 }
@@ -106,11 +107,14 @@ impl Migration {
                     "last bytes"
                 }
                 "restored" => "restore",
-                "running" => "engine",
-                "cleaned" => {
-                    moments.extend(gap.map(|gap| ("network", gap.to)));
-                    "clean up"
+                "running" => {
+                    // The client may hear from the target before the source does.
+                    let heard = gap.map_or(entered.at, |gap| gap.to.min(entered.at));
+                    moments.push(("engine", heard.max(moments.last().map_or(heard, |(_, at)| *at))));
+                    moments.extend(gap.map(|gap| ("network", gap.to.max(heard))));
+                    continue;
                 }
+                "cleaned" => "clean up",
                 _ => continue,
             };
             moments.push((ends, entered.at));
@@ -183,6 +187,16 @@ mod tests {
             ("clean up", 230.0),
         ];
         assert_eq!(split(&printed(&PHASES), Some(gap)), expected.map(|(name, ms)| (name.to_owned(), ms)));
+    }
+
+    #[test]
+    fn a_client_may_hear_of_the_target_before_the_source_does() {
+        let steps = split(&printed(&PHASES), Some(Gap { from: moment(110), to: moment(640) }));
+        let of = |name: &str| steps.iter().find(|step| step.0 == name).map(|step| step.1);
+        assert_eq!(
+            (of("freeze"), of("engine"), of("network"), of("clean up")),
+            (Some(0.0), Some(40.0), Some(0.0), Some(260.0))
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 71);
 const HARDWARE_ADDRESS: &str = "02:00:00:00:00:71";
 /// Where the images lie: /tmp is memory on the hosts.
 const IMAGES: &str = "/tmp/spothop-bench-criu";
+const RUNC_LOG: &str = "/tmp/spothop-bench-criu/work/runc.log";
 const PORT: u16 = 8001;
 /// The network namespace, and how it is made.
 const NETWORK: &str = "spothop-bench";
@@ -97,10 +98,10 @@ impl<'a> Plain<'a> {
             self.sh(host, &network)?;
         }
         let bundle = &self.bundle.path;
+        // A server that has a log file of the host open cannot be dumped.
         let start = format!(
             "ip -n {NETWORK} link set {NETWORK} up; \
-             runc run --detach --bundle {bundle} {NAME} </dev/null >/dev/null 2>{IMAGES}/work/run.log || \
-             {{ cat {IMAGES}/work/run.log >&2; exit 1; }}"
+             runc --log {RUNC_LOG} run --detach --bundle {bundle} {NAME} </dev/null >/dev/null 2>&1 || {{ cat {RUNC_LOG} >&2; exit 1; }}"
         );
         self.sh(SOURCE, &start)?;
         Ok(Server::new(self.bed, ADDRESS))
@@ -124,9 +125,9 @@ impl<'a> Plain<'a> {
         let watch = Watch::start(self.bed)?;
         let begin = Instant::now();
         let mut steps = Vec::new();
-        let log = format!("{IMAGES}/work/runc.log");
         let checkpoint = format!(
-            "runc --log {log} checkpoint --tcp-established --manage-cgroups-mode ignore --image-path {images} --work-path {IMAGES}/work {NAME}; \
+            "runc checkpoint --tcp-established --manage-cgroups-mode ignore --image-path {images} --work-path {IMAGES}/work {NAME} || \
+             {{ grep Error {IMAGES}/work/dump.log >&2; exit 1; }}; \
              ip -n {NETWORK} link set {NETWORK} down"
         );
         self.timed(&mut steps, "checkpoint", SOURCE, &checkpoint)?;
@@ -142,8 +143,8 @@ impl<'a> Plain<'a> {
             "nsenter --net=/run/netns/{NETWORK} nft 'add table netdev bench; \
              add chain netdev bench in {{ type filter hook ingress device \"{NETWORK}\" priority 0; policy drop; }}'; \
              ip -n {NETWORK} link set {NETWORK} up; \
-             runc --log {log} restore --detach --tcp-established --manage-cgroups-mode ignore --image-path {images} \
-             --work-path {IMAGES}/work --bundle {bundle} {NAME} </dev/null >/dev/null 2>&1 || {{ cat {log} >&2; exit 1; }}; \
+             runc --log {RUNC_LOG} restore --detach --tcp-established --manage-cgroups-mode ignore --image-path {images} \
+             --work-path {IMAGES}/work --bundle {bundle} {NAME} </dev/null >/dev/null 2>&1 || {{ cat {RUNC_LOG} >&2; grep Error {IMAGES}/work/restore.log >&2; exit 1; }}; \
              nsenter --net=/run/netns/{NETWORK} nft delete table netdev bench"
         );
         self.timed(&mut steps, "restore", TARGET, &restore)?;
