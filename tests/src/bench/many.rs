@@ -30,6 +30,9 @@ const NAME: &str = "bench-many";
 const FILLED: &str = "import os, signal, sys\nheld = bytearray(os.urandom(int(sys.argv[1]) << 20))\nprint('ready', flush=True)\nsignal.pause()\n";
 const THREADS: &str = include_str!("threads.py");
 const PROCESSES: &str = include_str!("processes.py");
+/// Tasks of one container: what they are, the program, and what it is told beside their number.
+const CROWDS: [(&str, &str, &[&str]); 3] =
+    [("threads", THREADS, &[]), ("processes", PROCESSES, &["sleep"]), ("forked processes", PROCESSES, &[])];
 
 /// Containers that are many, or consist of many.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,8 +91,8 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Many> {
             Err(error) => many.fail(bench, format!("the evacuation of {containers} containers"), error),
         }
         let count = bench.choose(500, 100);
-        for (what, program) in [("threads", THREADS), ("processes", PROCESSES)] {
-            let moved = crowd(bench, what, program, count);
+        for (what, program, arguments) in CROWDS {
+            let moved = crowd(bench, what, program, count, arguments);
             clear(bench)?;
             match moved {
                 Ok(crowd) => {
@@ -108,7 +111,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Many> {
 
 fn evacuate(bench: &Bench<'_>, count: usize) -> Result<Evacuation> {
     for number in 0..count {
-        run(bench, &format!("{NAME}-{number}"), ADDRESSES.1 + number, FILLED, &MIB.to_string())?;
+        run(bench, &format!("{NAME}-{number}"), ADDRESSES.1 + number, FILLED, &[&MIB.to_string()])?;
     }
     for number in 0..count {
         until_ready(bench, &format!("{NAME}-{number}"))?;
@@ -155,14 +158,13 @@ fn evacuate(bench: &Bench<'_>, count: usize) -> Result<Evacuation> {
     })
 }
 
-fn crowd(bench: &Bench<'_>, what: &str, program: &str, count: usize) -> Result<Crowd> {
-    let name = format!("{NAME}-{what}");
-    run(bench, &name, ADDRESSES.1, program, &count.to_string())?;
+fn crowd(bench: &Bench<'_>, what: &str, program: &str, count: usize, arguments: &[&str]) -> Result<Crowd> {
+    let name = format!("{NAME}-{}", what.replace(' ', "-"));
+    run(bench, &name, ADDRESSES.1, program, &[&[&*count.to_string()], arguments].concat())?;
     until_ready(bench, &name)?;
     let begin = Instant::now();
-    let printed = bench.bed.output(SOURCE, ["spothop", "migrate", &name, "--to", TARGET, "--json"])?;
+    let migration = Migration::make(bench.bed, SOURCE, &name, TARGET)?;
     let total = seconds(begin.elapsed());
-    let migration = Migration::printed(&printed)?;
     let code =
         bench.sh(TARGET, &format!("docker kill --signal USR1 {name} >/dev/null; timeout 60 docker wait {name}"))?;
     if code != "0" {
@@ -179,11 +181,11 @@ fn crowd(bench: &Bench<'_>, what: &str, program: &str, count: usize) -> Result<C
 }
 
 /// Starts a container that runs a program of Python.
-fn run(bench: &Bench<'_>, name: &str, address: usize, program: &str, argument: &str) -> Result<()> {
+fn run(bench: &Bench<'_>, name: &str, address: usize, program: &str, arguments: &[&str]) -> Result<()> {
     let address = format!("{}{address}", ADDRESSES.0);
     let docker = ["docker", "run", "--detach", "--name", name, "--network", LAN, "--ip", &address];
-    let words = [Workload::Python.image(), "python3", "-c", program, argument];
-    bench.bed.output(SOURCE, docker.iter().chain(&words)).map(drop)
+    let words = [Workload::Python.image(), "python3", "-c", program];
+    bench.bed.output(SOURCE, docker.iter().chain(&words).chain(arguments)).map(drop)
 }
 
 fn until_ready(bench: &Bench<'_>, name: &str) -> Result<()> {
@@ -267,7 +269,9 @@ impl Figures for Many {
                 phase(&["committed", "running"])
             );
         }
-        text.push_str("\nAll tasks were counted again at the target.\n");
+        text.push_str(
+            "\nAll tasks were counted again at the target. Processes: each a program of its own; forked processes share the memory of the first one.\n",
+        );
         text
     }
 

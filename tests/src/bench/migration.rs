@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 
+use crate::command::{check, output};
 use crate::error::{Error, Result};
+use crate::testbed::Testbed;
 
 use super::Step;
 use super::profile::Profile;
@@ -48,6 +50,22 @@ pub(super) struct Gap {
 }
 
 impl Migration {
+    /// Moves a container, and returns when it has moved.
+    ///
+    /// # Errors
+    /// [`Error::Unexpected`] with spothop's reason when it has not; [`Error::Command`] with its words.
+    pub(super) fn make(bed: &Testbed, from: &str, container: &str, to: &str) -> Result<Self> {
+        let mut command = bed.exec(from, ["spothop", "migrate", container, "--to", to, "--json"])?;
+        let ended = output(&mut command)?;
+        match Self::printed(&String::from_utf8_lossy(&ended.stdout)) {
+            Ok(migration) if migration.outcome.as_deref() == Some("moved") => Ok(migration),
+            Ok(Self { id, reason: Some(reason), .. }) => {
+                Err(Error::Unexpected { what: format!("the end of migration {id}"), text: reason })
+            }
+            _ => check(&command, ended).and_then(|ended| Self::printed(&String::from_utf8_lossy(&ended.stdout))),
+        }
+    }
+
     /// The one that `spothop migrate --json` has made.
     pub(super) fn printed(text: &str) -> Result<Self> {
         let printed: Printed = serde_json::from_str(text)

@@ -74,9 +74,9 @@ impl<'a> Spothop<'a> {
     pub(super) fn migrate(&self, from: &str, to: &str) -> Result<Moved> {
         let watch = Watch::start(self.bed)?;
         let start = Instant::now();
-        let printed = self.bed.output(from, ["spothop", "migrate", NAME, "--to", to, "--json"])?;
+        let migration = Migration::make(self.bed, from, NAME, to)?;
         let total = seconds(start.elapsed());
-        Ok(Moved { migration: Migration::printed(&printed)?, profile: watch.stop()?, total })
+        Ok(Moved { migration, profile: watch.stop()?, total })
     }
 
     fn under_load(&self, server: Server<'_>, way: &Way, mib: u64) -> Result<Run> {

@@ -19,7 +19,8 @@ const NOTES: &str = "Downtime is the client's longest time from one right answer
     where the connection was reset, until the first right answer on a new one). Total is the time from the call until nothing is left on the \
     source. Podman: `container checkpoint --export --compress=none --tcp-established` with runc, the archive in memory and fetched over HTTP, \
     `container restore --import --tcp-established` on a macvlan network with the same addresses, `rm`. Plain CRIU: `runc checkpoint` into \
-    memory, `tar` over one plain TCP connection into the target's memory, `runc restore` into a network that waits there. All data were read \
+    memory, `tar` over one plain TCP connection into the target's memory, `runc restore` into a network that waits there. Where the downtime is \
+    longer than the total, a request was lost on the way into the freeze, and TCP waits before it is sent again. All data were read \
     again and compared after every run.";
 
 const SPLIT: &str = "Medians, seconds; in brackets the cores that were busy. Freeze: from the client's last answer until all tasks stand \
