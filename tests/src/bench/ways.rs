@@ -60,12 +60,13 @@ impl Way {
         }
     }
 
-    /// How many times the container's memory it needs, all hosts together, at the most: tasks here and there, images or pages here and
-    /// there (tmpfs, or files that still wait for the disk).
+    /// How many times the container's memory it needs, all hosts together, at the most. spothop keeps the tasks at the source until those
+    /// at the target are there, and the pages in a store meanwhile; once more, if all of them are put into images first. The others
+    /// have the images twice, and the tasks on one side.
     pub(super) fn copies(&self) -> u64 {
         match self {
-            Self::Spothop(_) => 3,
-            Self::Podman | Self::Criu => 4,
+            Self::Spothop(mode) if mode.name == "dump" || mode.table.contains("eager") => 4,
+            Self::Spothop(_) | Self::Podman | Self::Criu => 3,
         }
     }
 }
@@ -112,6 +113,12 @@ mod tests {
         assert_eq!(told_modes(said), ["pre-copy", "stop-and-copy", "dump"]);
         assert_eq!(told_modes("x: unknown variant `?`, expected `a` or `b`"), ["a", "b"]);
         assert_eq!(told_modes("all is well"), [""; 0]);
+    }
+
+    #[test]
+    fn images_of_all_pages_take_the_memory_once_more() {
+        let [lazy, dump] = ["pre-copy", "dump"].map(|mode| Way::Spothop(Mode::named(mode)).copies());
+        assert_eq!((lazy, dump), (3, 4));
     }
 
     #[test]
