@@ -16,7 +16,8 @@ use crate::machine;
 /// The stable suite that most packages come from.
 const SUITE: &str = "trixie";
 
-/// Packages of [`SUITE`]. Podman is here for the benchmark's comparison; Redis, Python and strace are for the workloads and tests.
+/// Packages of [`SUITE`]. Podman and iperf3 are here for the benchmark's comparisons; Redis, Python and strace are for the workloads
+/// and tests.
 const PACKAGES: &[&str] = &[
     "systemd",
     "systemd-sysv",
@@ -26,6 +27,7 @@ const PACKAGES: &[&str] = &[
     "iptables",
     "procps",
     "iputils-ping",
+    "iperf3",
     "ca-certificates",
     "curl",
     "kmod",

@@ -103,8 +103,11 @@ enum Command {
     Down,
     /// Check everything: format, lints, unit tests, end-to-end tests.
     TestAll,
-    /// Measure downtime and total time, beside Podman's checkpoint, copy and restore.
-    BenchAll(BenchAll),
+    /// Measure what a move costs, beside Podman's and CRIU's own ways, and compare it with what was to be reached.
+    ///
+    /// Writes results.md and results.json; what it does not measure this time stays in them as it was. Brings up a testbed of its own,
+    /// named `bench`, unless that is up, and puts everything back.
+    BenchAll(bench::Options),
     /// Move a Redis under load again and again while things go wrong, and check each time that it is neither lost nor doubled.
     ///
     /// Each run has one fault at one point: programs are failed, killed or stopped there, hosts lose their power or their network,
@@ -148,13 +151,29 @@ enum Command {
         /// Go on with another connection when one breaks.
         #[arg(long)]
         reconnect: bool,
+        /// Report every request.
+        #[arg(long)]
+        samples: bool,
     },
     /// (internal) Fill a Redis server.
     #[command(hide = true)]
-    RedisLoad { server: SocketAddr, mib: u64 },
+    RedisLoad {
+        server: SocketAddr,
+        mib: u64,
+        #[arg(long, value_enum, default_value_t)]
+        values: data::Values,
+    },
     /// (internal) Compare what a Redis server has with what was put in.
     #[command(hide = true)]
-    RedisVerify { server: SocketAddr, mib: u64 },
+    RedisVerify {
+        server: SocketAddr,
+        mib: u64,
+        #[arg(long, value_enum, default_value_t)]
+        values: data::Values,
+    },
+    /// (internal) Create and start a container with each of two runtimes in turn, and tell how long that takes.
+    #[command(hide = true)]
+    RuntimeCost { bundle: PathBuf, runs: usize, runtimes: Vec<String> },
     /// (internal) Make one machine and watch over it.
     #[command(hide = true)]
     Supervise { spec: PathBuf },
@@ -187,19 +206,6 @@ struct Up {
     /// Install spothop as it was built last.
     #[arg(long)]
     no_build: bool,
-}
-
-#[derive(Debug, Args)]
-struct BenchAll {
-    /// How often each size is moved in each way.
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    runs: usize,
-    /// Sizes of the data in MiB.
-    #[arg(long, value_name = "MIB", value_delimiter = ',', default_values_t = [64, 256, 1024])]
-    sizes: Vec<u64>,
-    /// Directory that results.md and results.json are written to; target/bench if not given.
-    #[arg(long)]
-    out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -349,13 +355,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             test_all::run()?;
             return Ok(ExitCode::SUCCESS);
         }
-        Command::BenchAll(BenchAll { runs, sizes, out }) => {
-            bench::run(
-                &program,
-                Layout::new(cli.name.as_deref().unwrap_or("bench"))?,
-                &bench::Options { runs, sizes, out },
-                &say,
-            )?;
+        Command::BenchAll(options) => {
+            bench::run(&program, Layout::new(cli.name.as_deref().unwrap_or("bench"))?, &options, &say)?;
             return Ok(ExitCode::SUCCESS);
         }
         Command::Torture(arguments) => {
@@ -384,13 +385,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 .map_err(|source| Error::Json { what: "the outcome".to_owned(), source })?;
             (outcome.text(), document)
         }
-        Command::RedisClient { server, pause_us, reconnect } => {
-            let options = live::Options { server, pause: Duration::from_micros(pause_us), reconnect };
+        Command::RedisClient { server, pause_us, reconnect, samples } => {
+            let options = live::Options { server, pause: Duration::from_micros(pause_us), reconnect, samples };
             let report = live::run(&options, &live::end_of_input(), || println!("{STARTED}"))?;
             return line(&report);
         }
-        Command::RedisLoad { server, mib } => return line(&data::load(server, mib)?),
-        Command::RedisVerify { server, mib } => return line(&data::verify(server, mib)?),
+        Command::RedisLoad { server, mib, values } => return line(&data::load_with(server, mib, values)?),
+        Command::RedisVerify { server, mib, values } => return line(&data::verify_with(server, mib, values)?),
+        Command::RuntimeCost { bundle, runs, runtimes } => {
+            return line(&bench::runtime_cost(&bundle, runs, &runtimes)?);
+        }
         Command::Supervise { spec } => {
             host::supervisor::run(&spec)?;
             return Ok(ExitCode::SUCCESS);

@@ -133,11 +133,11 @@ pub enum Error {
         /// What it did, as it reads after its address.
         problem: String,
     },
-    /// spothop could not move the benchmark's server.
-    #[error("spothop did not move {mib} MiB of data: {reason}")]
+    /// spothop failed in a benchmark.
+    #[error("{what} failed: {reason}")]
     Bench {
-        /// Size of the data.
-        mib: u64,
+        /// What it should have done.
+        what: String,
         /// Its words.
         reason: String,
     },

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,17 @@ impl Switch {
             shape(&[], "eth0", mbit)?;
         }
         Ok(())
+    }
+
+    /// Holds what goes through a machine's port to another rate in each direction, or to none any more where it was held to one. `inside`
+    /// makes a command of words that runs inside the machine.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with the words of `tc`; those of `inside`.
+    pub fn shape(&self, port: &str, mbit: Option<u32>, inside: &dyn Fn(&[String]) -> Result<Command>) -> Result<()> {
+        run(command("tc", ["-n", &self.namespace]).args(discipline(port, mbit)))?;
+        let words = [vec!["tc".to_owned()], discipline("eth0", mbit)].concat();
+        run(&mut inside(&words)?).map(drop)
     }
 
     /// Lets no frame through the port any more, or none in one direction. The machine keeps its carrier, as when a switch further
@@ -158,13 +170,33 @@ fn unmount_namespaces() {
     }
 }
 
-/// A token bucket on what leaves `device`. The bucket holds 2 ms at full rate and no less than four of the largest packets that
-/// the kernel hands down in one piece (64 KiB), or the rate is not reached; a packet waits at most 50 ms.
 fn shape(namespace: &[&str], device: &str, mbit: u32) -> Result<()> {
-    let burst = (u64::from(mbit) * 1_000_000 / 8 / 500).max(4 * 65_536);
-    run(command("tc", namespace)
-        .args(["qdisc", "replace", "dev", device, "root", "tbf", "rate"])
-        .arg(format!("{mbit}mbit"))
-        .args(["burst", &burst.to_string(), "latency", "50ms"]))
-    .map(drop)
+    run(command("tc", namespace).args(discipline(device, Some(mbit)))).map(drop)
+}
+
+/// tc(8)'s words for a token bucket on what leaves `device`, or for taking it off. The bucket holds 2 ms at full rate and no less than
+/// four of the largest packets that the kernel hands down in one piece (64 KiB), or the rate is not reached; a packet waits at most
+/// 50 ms.
+fn discipline(device: &str, mbit: Option<u32>) -> Vec<String> {
+    let words = match mbit {
+        Some(mbit) => {
+            let burst = (u64::from(mbit) * 1_000_000 / 8 / 500).max(4 * 65_536);
+            format!("qdisc replace dev {device} root tbf rate {mbit}mbit burst {burst} latency 50ms")
+        }
+        None => format!("qdisc delete dev {device} root"),
+    };
+    words.split(' ').map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bucket_holds_enough_for_its_rate() {
+        let words = |mbit| discipline("eth0", mbit).join(" ");
+        assert_eq!(words(Some(10)), "qdisc replace dev eth0 root tbf rate 10mbit burst 262144 latency 50ms");
+        assert_eq!(words(Some(10_000)), "qdisc replace dev eth0 root tbf rate 10000mbit burst 2500000 latency 50ms");
+        assert_eq!(words(None), "qdisc delete dev eth0 root");
+    }
 }

@@ -192,6 +192,14 @@ impl Testbed {
         Switch::of(&self.layout).heal(self.plugged(host)?)
     }
 
+    /// Holds a host's link to another rate in each direction, in Mbit/s, or to none any more where it was held to one.
+    ///
+    /// # Errors
+    /// Like [`Testbed::cut`].
+    pub fn shape(&self, host: &str, mbit: Option<u32>) -> Result<()> {
+        Switch::of(&self.layout).shape(self.plugged(host)?, mbit, &|words| self.exec(host, words))
+    }
+
     /// The name of a host that is on, which is that of its port.
     fn plugged(&self, host: &str) -> Result<&str> {
         let machine = self.state.host(host)?;

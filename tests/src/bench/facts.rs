@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::thread;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Result};
 use crate::testbed::Testbed;
@@ -12,42 +12,58 @@ use crate::testbed::Testbed;
 use super::SOURCE;
 
 /// The machine and the programs.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Facts {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Facts {
     /// Cores that all hosts share.
-    pub cores: usize,
+    pub(super) cores: usize,
     /// Memory that all hosts share, in GiB.
-    pub memory_gib: f64,
+    pub(super) memory_gib: f64,
     /// The kernel's release.
-    pub kernel: String,
+    pub(super) kernel: String,
     /// Mean number of tasks that wanted a core in the minute before: well above 0, and others were at work too.
-    pub load: String,
+    pub(super) load: String,
     /// Rate of the hosts' links in Mbit/s; none: as fast as the machine can.
-    pub link_mbit: Option<u32>,
+    pub(super) link_mbit: Option<u32>,
     /// Programs on the hosts and their versions.
-    pub versions: Vec<(&'static str, String)>,
+    pub(super) versions: Vec<(String, String)>,
 }
 
 /// Programs whose versions are told, and the words that make them tell.
-const PROGRAMS: [(&str, &[&str]); 6] = [
+const PROGRAMS: [(&str, &[&str]); 7] = [
     ("spothop", &["spothop", "--version"]),
     ("docker", &["docker", "version", "--format", "{{.Server.Version}}"]),
     ("podman", &["podman", "version", "--format", "{{.Client.Version}}"]),
     ("runc", &["runc", "--version"]),
     ("crun", &["crun", "--version"]),
     ("criu", &["criu", "--version"]),
+    ("iperf3", &["iperf3", "--version"]),
 ];
 
 impl Facts {
+    /// What they are, as a sentence goes on after "Measured".
+    pub(super) fn sentence(&self) -> String {
+        let link =
+            self.link_mbit.map_or_else(|| "an unlimited link".to_owned(), |mbit| format!("a link of {mbit} Mbit/s"));
+        let versions: Vec<_> = self.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+        format!(
+            "both hosts and the client on one machine with {} cores, {:.0} GiB and Linux {}, {link}; {}; the machine's load before was {}",
+            self.cores,
+            self.memory_gib,
+            self.kernel,
+            versions.join(", "),
+            self.load,
+        )
+    }
+
     /// Asks the machine and the source host.
     ///
     /// # Errors
     /// [`crate::Error::Io`], [`crate::Error::Command`].
-    pub fn gather(bed: &Testbed) -> Result<Self> {
+    pub(super) fn gather(bed: &Testbed) -> Result<Self> {
         let read = |path: &str| fs::read_to_string(path).on("read", Path::new(path));
         let mut versions = Vec::new();
         for (name, words) in PROGRAMS {
-            versions.push((name, version(&bed.output(SOURCE, words)?)));
+            versions.push((name.to_owned(), version(&bed.output(SOURCE, words)?)));
         }
         Ok(Self {
             cores: thread::available_parallelism().map_or(1, usize::from),

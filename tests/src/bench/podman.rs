@@ -14,8 +14,9 @@ use crate::layout::{GATEWAY, LAN, SUBNET};
 use crate::testbed::Testbed;
 use crate::workload::Workload;
 
-use super::witness::Server;
-use super::{Run, SOURCE, Step, TARGET, Way, seconds};
+use super::profile::Watch;
+use super::witness::{Server, Talk};
+use super::{HOSTS, Run, SOURCE, Step, TARGET, Way, seconds};
 
 /// The container's name, address and hardware address, the same on both hosts.
 const NAME: &str = "bench-podman";
@@ -30,7 +31,7 @@ const PORT: &str = "8000";
 
 /// Podman on the hosts of a testbed.
 #[derive(Debug)]
-pub struct Podman<'a> {
+pub(super) struct Podman<'a> {
     bed: &'a Testbed,
 }
 
@@ -39,9 +40,9 @@ impl<'a> Podman<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Command`].
-    pub fn new(bed: &'a Testbed) -> Result<Self> {
+    pub(super) fn new(bed: &'a Testbed) -> Result<Self> {
         let podman = Self { bed };
-        for host in [SOURCE, TARGET] {
+        for host in HOSTS {
             podman.clear(host)?;
             bed.output(host, ["mkdir", "--parents", DIRECTORY])?;
             let subnet = format!("--subnet={SUBNET}");
@@ -62,12 +63,25 @@ impl<'a> Podman<'a> {
     ///
     /// # Errors
     /// [`crate::Error::Command`] with Podman's words; those of the client.
-    pub fn run(&self, mib: u64) -> Result<Run> {
+    pub(super) fn run(&self, mib: u64) -> Result<Run> {
         let result = self.start().and_then(|server| self.move_it(server, mib));
-        for host in [SOURCE, TARGET] {
+        for host in HOSTS {
             self.clear(host)?;
         }
         result
+    }
+
+    /// Takes away what [`Podman::new`] has made, but for the image.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`].
+    pub(super) fn end(self) -> Result<()> {
+        output(&mut self.bed.exec(SOURCE, ["systemctl", "stop", UNIT])?)?;
+        for host in HOSTS {
+            self.clear(host)?;
+            self.bed.output(host, ["sh", "-ec", &format!("rm -rf {DIRECTORY}; podman network rm {LAN}")])?;
+        }
+        Ok(())
     }
 
     fn start(&self) -> Result<Server<'a>> {
@@ -81,18 +95,19 @@ impl<'a> Podman<'a> {
 
     fn move_it(&self, server: Server<'_>, mib: u64) -> Result<Run> {
         server.fill(mib)?;
-        let witness = server.watch()?;
+        let witness = server.watch(Talk::default())?;
         let export = ["--export", ARCHIVE, "--compress=none", "--tcp-established", NAME];
         let import = ["--import", ARCHIVE, "--tcp-established"];
         let source = self.bed.state().host(SOURCE)?.address;
         let url = format!("http://{source}:{PORT}/redis.tar");
+        let watch = Watch::start(self.bed)?;
         let start = Instant::now();
         let mut steps = Vec::new();
-        let mut step = |name, host, words: &[&str]| -> Result<()> {
+        let mut step = |name: &str, host, words: &[&str]| -> Result<()> {
             let start = Instant::now();
             let mut command = self.bed.exec(host, words)?;
             let output = output(&mut command)?;
-            steps.push(Step { name, seconds: seconds(start.elapsed()), busy_cores: None, programs: Vec::new() });
+            steps.push(Step::timed(name, start));
             check(&command, output).map(drop)
         };
         step("checkpoint", SOURCE, &[&["podman", "--runtime=runc", "container", "checkpoint"][..], &export].concat())?;
@@ -100,6 +115,8 @@ impl<'a> Podman<'a> {
         step("restore", TARGET, &[&["podman", "--runtime=runc", "container", "restore"][..], &import].concat())?;
         step("remove", SOURCE, &["podman", "rm", NAME])?;
         let total = seconds(start.elapsed());
+        let usage = watch.stop()?.usage;
+        let archive = self.bed.output(TARGET, ["stat", "--format=%s", ARCHIVE])?.parse().ok();
         server.verify(mib)?;
         let seen = witness.report()?;
         Ok(Run {
@@ -109,8 +126,12 @@ impl<'a> Podman<'a> {
             total,
             kept: seen.connections == 1,
             lost_writes: seen.lost_writes,
-            sent_bytes: None,
+            sent_bytes: archive,
+            wire_bytes: archive,
+            // The archive is all at the target when the restore begins.
+            source_needed: None,
             steps,
+            usage,
         })
     }
 

@@ -1,5 +1,5 @@
-//! What the machine does during a move, seen from outside: when CRIU's images are complete, how busy the cores are, and which
-//! program uses them.
+//! What the machine does during a move, seen from outside: when CRIU's images are complete, how busy the cores are, which
+//! program uses them, and what the hosts use in all.
 //!
 //! The hosts of a testbed share the cores and the clock of the machine that carries them, so all of it is seen from here. On
 //! a busy machine a step takes longer, and its programs use the same time of a core: that is why both are shown.
@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::testbed::Testbed;
 
+use super::usage::{Gauge, Usage, available_bytes};
 use super::{SOURCE, TARGET};
 
 /// Time between two looks: short beside every step, and too long to be felt on a core.
@@ -42,6 +43,8 @@ pub(super) struct Profile {
     pub(super) cores: Vec<(Timestamp, Clock)>,
     /// Ticks that each program on each host has used since the first look, oldest first.
     pub(super) programs: Vec<(Timestamp, HashMap<String, u64>)>,
+    /// What the hosts have used.
+    pub(super) usage: Usage,
 }
 
 /// Time that all cores together have spent since the boot, in ticks.
@@ -91,22 +94,33 @@ fn float(ticks: u64) -> f64 {
 #[derive(Debug)]
 pub(super) struct Watch {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Profile>,
+    /// None once it is joined.
+    thread: Option<JoinHandle<Profile>>,
+    gauges: [Gauge; 2],
+    /// What the gauges of processor time and of the link have shown at first.
+    before: ([(f64, f64); 2], u64),
 }
 
 impl Watch {
     /// Begins to look at the source and the target of a testbed.
     ///
     /// # Errors
-    /// [`crate::Error::NoSuchHost`].
+    /// [`crate::Error::NoSuchHost`]; [`crate::Error::Unexpected`] when a daemon does not run.
     pub(super) fn start(bed: &Testbed) -> Result<Self> {
+        let gauges = Gauge::both(bed)?;
+        for gauge in &gauges {
+            gauge.set_peak_back()?;
+        }
+        let before = (clocks(&gauges)?, gauges[0].sent_bytes());
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
         let state = bed.state();
         let dumps = PathBuf::from(format!("/proc/{}/root", state.host(SOURCE)?.pid)).join(DUMPS);
         let mut processes = Processes::of(&Layout::new(&state.name)?);
+        let looked_at = gauges.clone();
         let thread = thread::spawn(move || {
             let mut profile = Profile::default();
+            let available = available_bytes();
             for look in 0_usize.. {
                 let now = Timestamp::now();
                 if profile.dumped.is_none() && is_dumped(&dumps) {
@@ -118,6 +132,7 @@ impl Watch {
                 if last || look.is_multiple_of(PROCESSES_EVERY) {
                     processes.look();
                     profile.programs.push((now, processes.used.clone()));
+                    profile.usage.look(&looked_at, available);
                 }
                 if last {
                     break;
@@ -126,14 +141,39 @@ impl Watch {
             }
             profile
         });
-        Ok(Self { stop, thread })
+        Ok(Self { stop, thread: Some(thread), gauges, before })
     }
 
     /// Ends it.
-    pub(super) fn stop(self) -> Profile {
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`] when a host is gone.
+    pub(super) fn stop(mut self) -> Result<Profile> {
+        let (clocks, sent) = (clocks(&self.gauges)?, self.gauges[0].sent_bytes());
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let joined = self.thread.take().map(JoinHandle::join).transpose();
+        let mut profile = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).unwrap_or_default();
+        let usage = &mut profile.usage;
+        usage.link_bytes = sent.saturating_sub(self.before.1);
+        for (index, host) in usage.hosts.iter_mut().enumerate() {
+            host.cpu_seconds = clocks[index].0 - self.before.0[index].0;
+            host.daemon_cpu_seconds = clocks[index].1 - self.before.0[index].1;
+            host.daemon_peak_bytes = self.gauges[index].daemon().peak;
+        }
+        Ok(profile)
     }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Seconds of a core on each host: of all, and of the daemon and what it has started.
+fn clocks(gauges: &[Gauge; 2]) -> Result<[(f64, f64); 2]> {
+    let of = |gauge: &Gauge| Ok((gauge.cpu_seconds()?, gauge.daemon_cpu_seconds()?));
+    Ok([of(&gauges[0])?, of(&gauges[1])?])
 }
 
 fn is_dumped(dumps: &Path) -> bool {

@@ -3,18 +3,16 @@
 use std::net::Ipv4Addr;
 use std::time::Instant;
 
-use jiff::Timestamp;
-use serde::Deserialize;
-
 use crate::command::{output, run};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::LAN;
 use crate::testbed::Testbed;
 use crate::workload::Workload;
 
+use super::migration::{Gap, Migration};
 use super::profile::{Profile, Watch};
-use super::witness::Server;
-use super::{Run, SOURCE, Step, TARGET, Way, seconds};
+use super::witness::{Server, Talk};
+use super::{HOSTS, Run, SOURCE, TARGET, Way, seconds};
 
 /// The container's name, address and hardware address.
 const NAME: &str = "bench-spothop";
@@ -23,52 +21,45 @@ const HARDWARE_ADDRESS: &str = "02:00:00:00:00:51";
 
 /// spothop and Docker on the hosts of a testbed.
 #[derive(Debug)]
-pub struct Spothop<'a> {
+pub(super) struct Spothop<'a> {
     bed: &'a Testbed,
 }
 
-/// What `spothop migrate --json` prints, as far as it is needed here.
-#[derive(Debug, Deserialize)]
-struct Printed {
-    migrations: Vec<Migration>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Migration {
-    phases: Vec<Entered>,
-    /// Before compression.
-    bytes_sent: u64,
-}
-
-/// A phase and when it began.
-#[derive(Debug, Deserialize)]
-struct Entered {
-    phase: String,
-    at: Timestamp,
+/// A move, seen from outside.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub(super) migration: Migration,
+    pub(super) profile: Profile,
+    /// From the call until nothing is left on the source, in seconds.
+    pub(super) total: f64,
 }
 
 impl<'a> Spothop<'a> {
     /// Clears what an earlier benchmark on the same testbed has left.
     ///
     /// # Errors
-    /// [`Error::Command`].
-    pub fn new(bed: &'a Testbed) -> Result<Self> {
+    /// [`crate::Error::Command`].
+    pub(super) fn new(bed: &'a Testbed) -> Result<Self> {
         let spothop = Self { bed };
         spothop.clear()?;
         Ok(spothop)
     }
 
-    /// Moves a fresh Redis with this much data once.
+    /// Moves a fresh Redis with this much data once, under a client's load. `way` is how the daemons are configured.
     ///
     /// # Errors
-    /// [`Error::Command`] with spothop's or Docker's words; those of the client.
-    pub fn run(&self, mib: u64) -> Result<Run> {
-        let result = self.start().and_then(|server| self.move_it(server, mib));
+    /// [`crate::Error::Command`] with spothop's or Docker's words; those of the client.
+    pub(super) fn run(&self, way: &Way, mib: u64) -> Result<Run> {
+        let result = self.start().and_then(|server| self.under_load(server, way, mib));
         self.clear()?;
         result
     }
 
-    fn start(&self) -> Result<Server<'a>> {
+    /// Starts a Redis at the source.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with Docker's words.
+    pub(super) fn start(&self) -> Result<Server<'a>> {
         let address = ADDRESS.to_string();
         let docker = ["docker", "run", "--detach", "--name", NAME];
         let options = ["--network", LAN, "--ip", &address, "--mac-address", HARDWARE_ADDRESS];
@@ -76,117 +67,47 @@ impl<'a> Spothop<'a> {
         Ok(Server::new(self.bed, ADDRESS))
     }
 
-    fn move_it(&self, server: Server<'_>, mib: u64) -> Result<Run> {
-        server.fill(mib)?;
-        let witness = server.watch()?;
+    /// Moves it to the target, or back.
+    ///
+    /// # Errors
+    /// [`crate::Error::Command`] with spothop's words.
+    pub(super) fn migrate(&self, from: &str, to: &str) -> Result<Moved> {
         let watch = Watch::start(self.bed)?;
         let start = Instant::now();
-        let printed = self.bed.output(SOURCE, ["spothop", "migrate", NAME, "--to", TARGET, "--json"])?;
+        let migration = Migration::make(self.bed, from, NAME, to)?;
         let total = seconds(start.elapsed());
-        let profile = watch.stop();
-        let printed: Printed = serde_json::from_str(&printed)
-            .map_err(|source| Error::Json { what: "what `spothop migrate --json` printed".to_owned(), source })?;
+        Ok(Moved { migration, profile: watch.stop()?, total })
+    }
+
+    fn under_load(&self, server: Server<'_>, way: &Way, mib: u64) -> Result<Run> {
+        server.fill(mib)?;
+        let witness = server.watch(Talk::default())?;
+        let Moved { migration, profile, total } = self.migrate(SOURCE, TARGET)?;
         server.verify(mib)?;
         let seen = witness.report()?;
+        let gap = Gap { from: seen.longest_gap_at, to: seen.longest_gap_at + seen.longest_gap() };
         Ok(Run {
-            way: Way::Spothop,
+            way: way.clone(),
             mib,
             downtime: seen.longest_gap_ms / 1000.0,
             total,
             kept: seen.connections == 1,
             lost_writes: seen.lost_writes,
-            sent_bytes: Some(printed.migrations.iter().map(|migration| migration.bytes_sent).sum()),
-            steps: steps(&printed, &profile),
+            sent_bytes: Some(migration.bytes_sent),
+            wire_bytes: Some(migration.bytes_on_wire),
+            source_needed: migration.source_needed_for(),
+            steps: migration.steps(&profile, Some(gap)),
+            usage: profile.usage,
         })
     }
 
-    fn clear(&self) -> Result<()> {
-        for host in [SOURCE, TARGET] {
+    /// Removes the container, where there is one.
+    pub(super) fn clear(&self) -> Result<()> {
+        for host in HOSTS {
             // That there is none is no error, and Docker says so with the same code as everything else.
             output(&mut self.bed.exec(host, ["docker", "rm", "--force", NAME])?)?;
         }
         // A server that was killed holds no memory any more when this returns.
         run(&mut self.bed.exec(SOURCE, ["docker", "ps", "--quiet"])?).map(drop)
-    }
-}
-
-/// Splits the timeline. Between `frozen` and `transferred` CRIU writes its images and then they are sent; that the one has ended
-/// is seen in the file system.
-fn steps(printed: &Printed, profile: &Profile) -> Vec<Step> {
-    let mut moments: Vec<(&'static str, Timestamp)> = Vec::new();
-    let mut before_freeze = "prepare";
-    for entered in printed.migrations.iter().flat_map(|migration| &migration.phases) {
-        let ends = match entered.phase.as_str() {
-            "planned" => "",
-            "pre-copy(1)" => std::mem::replace(&mut before_freeze, "pre-copy"),
-            "frozen" => before_freeze,
-            "transferred" => {
-                moments.extend(profile.dumped.map(|at| ("dump", at)));
-                "transfer"
-            }
-            "restored" => "restore",
-            "running" => "commit and start",
-            "cleaned" => "clean up",
-            _ => continue,
-        };
-        moments.push((ends, entered.at));
-    }
-    let between = moments.windows(2).map(|pair| {
-        let ((_, from), (name, to)) = (pair[0], pair[1]);
-        Step {
-            name,
-            seconds: to.duration_since(from).as_secs_f64(),
-            busy_cores: profile.busy_cores(from, to),
-            programs: profile.programs(from, to),
-        }
-    });
-    between.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entered(phase: &str, millis: u32) -> String {
-        format!(r#"{{"phase":"{phase}","at":"2026-01-02T03:04:05.{millis:03}Z"}}"#)
-    }
-
-    #[test]
-    fn the_timeline_is_split_where_the_dump_is_complete() {
-        let phases: Vec<_> = [
-            ("planned", 0),
-            ("reserved", 10),
-            ("prepared", 30),
-            ("pre-copy(1)", 40),
-            ("pre-copy(2)", 90),
-            ("frozen", 100),
-            ("transferred", 400),
-            ("restored", 600),
-            ("committed", 610),
-            ("running", 650),
-            ("cleaned", 900),
-        ]
-        .iter()
-        .map(|(phase, millis)| entered(phase, *millis))
-        .collect();
-        let printed =
-            format!(r#"{{"plan":{{}},"migrations":[{{"id":"x","bytes_sent":1,"phases":[{}]}}]}}"#, phases.join(","));
-        let profile = Profile { dumped: "2026-01-02T03:04:05.250Z".parse().ok(), ..Profile::default() };
-        let steps: Vec<_> = steps(&serde_json::from_str(&printed).unwrap(), &profile)
-            .into_iter()
-            .map(|step| (step.name, (step.seconds * 1000.0).round()))
-            .collect();
-        assert_eq!(
-            steps,
-            [
-                ("prepare", 40.0),
-                ("pre-copy", 60.0),
-                ("dump", 150.0),
-                ("transfer", 150.0),
-                ("restore", 200.0),
-                ("commit and start", 50.0),
-                ("clean up", 250.0)
-            ]
-        );
     }
 }

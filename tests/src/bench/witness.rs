@@ -1,4 +1,4 @@
-//! The client: on a machine of its own, one connection, every answer checked, a request every two milliseconds.
+//! The client: on a machine of its own, one connection, every answer checked.
 
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -6,13 +6,27 @@ use std::process::{Child, ChildStdout, Stdio};
 
 use crate::command::run;
 use crate::error::{Error, Result};
+use crate::redis::data::Values;
 use crate::redis::live;
 use crate::testbed::Testbed;
 
 /// Redis's port.
 const PORT: u16 = 6379;
-/// Pause of the client between a reply and the next request, in microseconds.
-const PAUSE_US: &str = "2000";
+
+/// How the client goes about.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Talk {
+    /// Pause between a reply and the next request, in microseconds.
+    pub(super) pause_us: u32,
+    /// Whether every request's time is reported.
+    pub(super) samples: bool,
+}
+
+impl Default for Talk {
+    fn default() -> Self {
+        Self { pause_us: 2000, samples: false }
+    }
+}
 
 /// The server that is watched.
 #[derive(Debug, Clone, Copy)]
@@ -28,19 +42,33 @@ impl<'a> Server<'a> {
 
     /// Waits until it answers, and fills it. Most of a server's start is not to be seen from outside.
     pub(super) fn fill(&self, mib: u64) -> Result<()> {
-        self.tool(["redis-load", &self.address.to_string(), &mib.to_string()])
+        self.fill_with(Values::Random, mib)
     }
 
     /// Reads everything again that [`Server::fill`] has put in.
     pub(super) fn verify(&self, mib: u64) -> Result<()> {
-        self.tool(["redis-verify", &self.address.to_string(), &mib.to_string()])
+        self.verify_with(Values::Random, mib)
+    }
+
+    /// Like [`Server::fill`], with values of this kind.
+    pub(super) fn fill_with(&self, values: Values, mib: u64) -> Result<()> {
+        self.tool(["redis-load", &self.address.to_string(), &mib.to_string(), "--values", values.name()])
+    }
+
+    /// Reads everything again that [`Server::fill_with`] has put in.
+    pub(super) fn verify_with(&self, values: Values, mib: u64) -> Result<()> {
+        self.tool(["redis-verify", &self.address.to_string(), &mib.to_string(), "--values", values.name()])
     }
 
     /// Starts the client; returns when it has its first answer.
-    pub(super) fn watch(&self) -> Result<Witness> {
+    pub(super) fn watch(&self, talk: Talk) -> Result<Witness> {
         let address = self.address.to_string();
+        let pause = talk.pause_us.to_string();
         let mut command =
-            self.bed.client(["testbed", "redis-client", &address, "--pause-us", PAUSE_US, "--reconnect"])?;
+            self.bed.client(["testbed", "redis-client", &address, "--pause-us", &pause, "--reconnect"])?;
+        if talk.samples {
+            command.arg("--samples");
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let started = |source| Error::Start { program: "the client".to_owned(), source };
         let mut child = command.spawn().map_err(started)?;

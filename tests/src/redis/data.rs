@@ -14,6 +14,36 @@ const VALUE: usize = 16_000;
 /// Commands that are on their way at the same time.
 const PIPELINE: u64 = 64;
 
+/// What the values are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Values {
+    /// Random bytes: they do not compress.
+    #[default]
+    Random,
+    /// Records as applications keep them, in JSON: they compress to about a quarter.
+    Text,
+}
+
+impl Values {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Text => "text",
+        }
+    }
+
+    /// The value of the key with this number.
+    fn of(self, number: u64) -> Vec<u8> {
+        match self {
+            Self::Random => value(number),
+            Self::Text => text(number),
+        }
+    }
+}
+
 /// What was put in or found.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -38,8 +68,16 @@ pub fn keys(mib: u64) -> u64 {
 /// # Errors
 /// [`crate::Error::RedisConnection`], [`crate::Error::RedisAnswer`].
 pub fn load(server: SocketAddr, mib: u64) -> Result<Report> {
+    load_with(server, mib, Values::default())
+}
+
+/// Like [`load`], with values of this kind.
+///
+/// # Errors
+/// Like [`load`].
+pub fn load_with(server: SocketAddr, mib: u64, values: Values) -> Result<Report> {
     let ok = Reply::Simple("OK".to_owned());
-    every(server, mib, |request, key, value| encode(request, &[b"SET", key, value]), |_| ok.clone())
+    every(server, mib, values, |request, key, value| encode(request, &[b"SET", key, value]), |_| ok.clone())
 }
 
 /// Reads all of it again; the first value that is not what was put in is an error.
@@ -47,13 +85,22 @@ pub fn load(server: SocketAddr, mib: u64) -> Result<Report> {
 /// # Errors
 /// Like [`load`].
 pub fn verify(server: SocketAddr, mib: u64) -> Result<Report> {
-    every(server, mib, |request, key, _| encode(request, &[b"GET", key]), Reply::Bulk)
+    verify_with(server, mib, Values::default())
+}
+
+/// Like [`verify`], for values of this kind.
+///
+/// # Errors
+/// Like [`load`].
+pub fn verify_with(server: SocketAddr, mib: u64, values: Values) -> Result<Report> {
+    every(server, mib, values, |request, key, _| encode(request, &[b"GET", key]), Reply::Bulk)
 }
 
 /// Asks about every key, in pipelines, and compares the replies; `expected` makes one from the key's value.
 fn every(
     server: SocketAddr,
     mib: u64,
+    values: Values,
     ask: impl Fn(&mut Vec<u8>, &[u8], &[u8]),
     expected: impl Fn(Vec<u8>) -> Reply,
 ) -> Result<Report> {
@@ -67,11 +114,11 @@ fn every(
         first = batch.end;
         request.clear();
         for number in batch.clone() {
-            ask(&mut request, key(number).as_bytes(), &value(number));
+            ask(&mut request, key(number).as_bytes(), &values.of(number));
         }
         connection.send(&request)?;
         for number in batch {
-            connection.expect(&expected(value(number)), &key(number))?;
+            connection.expect(&expected(values.of(number)), &key(number))?;
         }
     }
     Ok(Report {
@@ -86,17 +133,69 @@ fn key(number: u64) -> String {
     format!("data:{number}")
 }
 
-/// Pseudo-random bytes that do not compress: xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift
-/// generators, scrambled") from the key's number.
-fn value(number: u64) -> Vec<u8> {
+/// Pseudo-random numbers: xorshift64* (Vigna, "An experimental exploration of Marsaglia's xorshift generators, scrambled") from the
+/// key's number.
+fn numbers(number: u64) -> impl Iterator<Item = u64> {
     let mut state = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut bytes = Vec::with_capacity(VALUE);
-    while bytes.len() < VALUE {
+    std::iter::repeat_with(move || {
         state ^= state >> 12;
         state ^= state << 25;
         state ^= state >> 27;
-        bytes.extend_from_slice(&state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    })
+}
+
+/// Bytes that do not compress.
+fn value(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(VALUE);
+    for number in numbers(number).take(VALUE.div_ceil(8)) {
+        bytes.extend_from_slice(&number.to_le_bytes());
     }
+    bytes
+}
+
+/// Words of [`text`].
+const WORDS: [&str; 16] = [
+    "order",
+    "shipped",
+    "customer",
+    "pending",
+    "invoice",
+    "paid",
+    "warehouse",
+    "returned",
+    "express",
+    "standard",
+    "gift",
+    "discount",
+    "berlin",
+    "lisbon",
+    "osaka",
+    "toronto",
+];
+
+/// Records that differ in numbers, times and words.
+fn text(number: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(VALUE + 256);
+    for (record, random) in numbers(number).enumerate() {
+        if bytes.len() >= VALUE {
+            break;
+        }
+        let word = |shift: u32| WORDS[usize::try_from(random >> shift & 15).unwrap_or_default()];
+        let line = format!(
+            "{{\"id\":{},\"session\":\"{:08x}\",\"status\":\"{}\",\"kind\":\"{} {}\",\"city\":\"{}\",\"amount\":{}.{:02}}}\n",
+            number * 1000 + record as u64,
+            random >> 32,
+            word(0),
+            word(4),
+            word(8),
+            word(12),
+            random >> 16 & 0xfff,
+            random >> 28 & 63,
+        );
+        bytes.extend_from_slice(line.as_bytes());
+    }
+    bytes.truncate(VALUE);
     bytes
 }
 
@@ -109,6 +208,10 @@ mod tests {
         assert_eq!(value(5), value(5));
         assert_ne!(value(5), value(6));
         assert_eq!(value(0).len(), VALUE);
+        assert_eq!(text(5), text(5));
+        assert_ne!(text(5), text(6));
+        assert_eq!(text(0).len(), VALUE);
+        assert!(text(0).is_ascii());
     }
 
     #[test]

@@ -26,6 +26,17 @@ pub struct Options {
     pub pause: Duration,
     /// Open a new connection when one breaks, instead of giving up.
     pub reconnect: bool,
+    /// Report every request.
+    pub samples: bool,
+}
+
+/// One request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// When it was sent, in microseconds from the beginning.
+    pub at_us: u64,
+    /// Time until its reply, in microseconds.
+    pub reply_us: u32,
 }
 
 /// What the client has seen.
@@ -47,6 +58,19 @@ pub struct Report {
     pub median_ms: f64,
     /// How long the client ran.
     pub seconds: f64,
+    /// When what is measured began.
+    pub began: Timestamp,
+    /// Every request, if they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<Sample>,
+}
+
+impl Report {
+    /// The longest time between one reply and the next.
+    #[must_use]
+    pub fn longest_gap(&self) -> Duration {
+        Duration::try_from_secs_f64(self.longest_gap_ms / 1000.0).unwrap_or_default()
+    }
 }
 
 /// Writes all its keys once, calls `started`, talks to the server until `stop` is set, then reads every acknowledged write again.
@@ -94,11 +118,11 @@ struct Client<'a> {
     written: HashMap<String, String>,
     writes: u64,
     start: Instant,
+    began: Timestamp,
     last_reply: Instant,
     longest: Duration,
     longest_at: Timestamp,
-    /// Times from request to reply, in microseconds.
-    latencies: Vec<u32>,
+    samples: Vec<Sample>,
 }
 
 impl<'a> Client<'a> {
@@ -112,10 +136,11 @@ impl<'a> Client<'a> {
             written: HashMap::new(),
             writes: 0,
             start: now,
+            began: Timestamp::now(),
             last_reply: now,
             longest: Duration::ZERO,
             longest_at: Timestamp::now(),
-            latencies: Vec::new(),
+            samples: Vec::new(),
         })
     }
 
@@ -149,9 +174,10 @@ impl<'a> Client<'a> {
 
     fn begin_measuring(&mut self) {
         self.start = Instant::now();
+        self.began = Timestamp::now();
         self.last_reply = self.start;
         self.longest = Duration::ZERO;
-        self.latencies.clear();
+        self.samples.clear();
     }
 
     fn note_reply(&mut self, asked: Instant) {
@@ -162,7 +188,10 @@ impl<'a> Client<'a> {
             self.longest_at = Timestamp::now() - gap;
         }
         self.last_reply = now;
-        self.latencies.push(u32::try_from((now - asked).as_micros()).unwrap_or(u32::MAX));
+        self.samples.push(Sample {
+            at_us: u64::try_from((asked - self.start).as_micros()).unwrap_or(u64::MAX),
+            reply_us: u32::try_from((now - asked).as_micros()).unwrap_or(u32::MAX),
+        });
     }
 
     /// Opens another connection, for as long as that takes.
@@ -187,8 +216,10 @@ impl<'a> Client<'a> {
             let reply = self.connection.call(&[b"GET", key.as_bytes()])?;
             lost += u64::from(reply != Reply::Bulk(value.clone().into_bytes()));
         }
-        self.latencies.sort_unstable();
-        let median = self.latencies.get(self.latencies.len() / 2).copied().unwrap_or_default();
+        let mut latencies: Vec<u32> = self.samples.iter().map(|sample| sample.reply_us).collect();
+        latencies.sort_unstable();
+        let median = latencies.get(latencies.len() / 2).copied().unwrap_or_default();
+        let samples = if self.options.samples { self.samples } else { Vec::new() };
         Ok(Report {
             requests: self.next,
             acknowledged_writes: self.writes,
@@ -198,6 +229,8 @@ impl<'a> Client<'a> {
             longest_gap_at: self.longest_at,
             median_ms: f64::from(median) / 1000.0,
             seconds: self.start.elapsed().as_secs_f64(),
+            began: self.began,
+            samples,
         })
     }
 }
@@ -260,7 +293,7 @@ mod tests {
     }
 
     fn options(server: SocketAddr, reconnect: bool) -> Options {
-        Options { server, pause: Duration::ZERO, reconnect }
+        Options { server, pause: Duration::ZERO, reconnect, samples: true }
     }
 
     #[test]
@@ -270,6 +303,8 @@ mod tests {
         let report = run(&options, &stop, || stop.store(true, Ordering::Relaxed)).unwrap();
         assert_eq!((report.connections, report.lost_writes), (1, 0));
         assert_eq!(report.acknowledged_writes, KEYS);
+        // The first round is none of what is measured.
+        assert!(report.samples.len() <= 1, "{:?}", report.samples);
     }
 
     #[test]
