@@ -16,18 +16,6 @@ pub struct Task {
     pub comm: String,
 }
 
-/// Memory of a container's tasks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// Resident bytes, shared pages counted once per task.
-    pub rss_bytes: u64,
-    /// Resident bytes, each shared page divided among those who share it: about what a dump will contain, without
-    /// the clean pages of files.
-    pub pss_bytes: u64,
-    /// The anonymous part of `pss_bytes` (heap, stack, shared anonymous memory): what a dump must contain.
-    pub anonymous_bytes: u64,
-}
-
 /// Why a container's tasks could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
@@ -56,25 +44,29 @@ pub fn tasks(init_pid: i32) -> Result<Vec<Task>, TaskError> {
     Ok(pids.into_iter().filter_map(task).collect())
 }
 
-/// Memory of all tasks of the container whose init is `init_pid`. Reads each task's page tables: about 10 ms per GiB.
+/// The memory, in bytes, that the tasks of the container whose init is `init_pid` need once they have moved: what is theirs alone, and of
+/// what they share each its part. But private memory that a child still shares with its parent counts for each of them, because each
+/// gets its own. Reads each task's page tables: about 10 ms per GiB.
 ///
 /// # Errors
 /// When the container is gone.
-pub fn memory(init_pid: i32) -> Result<Memory, TaskError> {
-    let mut sum = Memory::default();
+pub fn memory(init_pid: i32) -> Result<u64, TaskError> {
+    let mut sum = 0;
     for task in tasks(init_pid)? {
         let path = PathBuf::from(format!("/proc/{}/smaps_rollup", task.pid));
         match fs::read_to_string(&path) {
-            Ok(text) => {
-                sum.rss_bytes += field(&text, "Rss:");
-                sum.pss_bytes += field(&text, "Pss:");
-                sum.anonymous_bytes += field(&text, "Pss_Anon:") + field(&text, "Pss_Shmem:");
-            }
+            Ok(text) => sum += moved_bytes(&text),
             Err(error) if ended(&error) => {}
             Err(source) => return Err(TaskError::Read { path, source }),
         }
     }
     Ok(sum)
+}
+
+/// Of one task, by its smaps_rollup (kernel documentation, filesystems/proc).
+fn moved_bytes(rollup: &str) -> u64 {
+    let private = field(rollup, "Anonymous:") + field(rollup, "Swap:");
+    (field(rollup, "Pss:") + private).saturating_sub(field(rollup, "Pss_Anon:"))
 }
 
 /// Inodes of every socket that a task of the container has open; empty when the container is gone.
@@ -184,11 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_read_in_bytes() {
-        let text =
-            "00400000-7fff [rollup]\nRss:                2048 kB\nPss:                1024 kB\nPss_Anon:    512 kB\n";
-        assert_eq!((field(text, "Rss:"), field(text, "Pss:"), field(text, "Pss_Anon:")), (2 << 20, 1 << 20, 512 << 10));
-        assert_eq!(field(text, "Pss_Shmem:"), 0);
+    fn what_a_child_shares_with_its_parent_counts_for_both() {
+        // Both have the same 2 MiB, and 1 MiB of files.
+        let text = "00400000-7fff [rollup]\nRss:    4096 kB\nPss:    1536 kB\nPss_Anon:    1024 kB\nPss_File:    512 kB\n\
+                    Anonymous:    2048 kB\nSwap:    8 kB\n";
+        assert_eq!(moved_bytes(text), (2048 + 512 + 8) << 10);
+        assert_eq!(moved_bytes(""), 0);
     }
 
     #[test]

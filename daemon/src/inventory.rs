@@ -47,7 +47,7 @@ impl Candidate {
         }
         let volumes = container.volumes.iter().map(|volume| &volume.path);
         Self {
-            memory_bytes: tasks::memory(init_pid).map_or(0, |memory| memory.pss_bytes),
+            memory_bytes: tasks::memory(init_pid).unwrap_or(0),
             disk_bytes: container.upper_dir.iter().chain(volumes).map(|path| tree_bytes(path)).sum(),
             init_pid,
             networks: networks

@@ -175,7 +175,7 @@ impl Source<'_> {
             sleep(LOOK_AGAIN).await;
         }
         let now = unpanicked(spawn_blocking(move || tasks::memory(init_pid)).await)?;
-        self.memory_bytes = self.job.memory_bytes.max(now.pss_bytes);
+        self.memory_bytes = self.job.memory_bytes.max(now);
         self.meter.begin(self.context.ways.leaves(), self.memory_bytes, since);
         Ok(())
     }

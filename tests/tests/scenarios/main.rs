@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
         prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
+        processes::children_that_share_their_parents_memory_all_have_it_after_the_move,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,
         network::streams_in_full_flow_lose_no_byte_in_either_direction,
         network::a_listener_on_the_hosts_network_lives_on_at_the_other_host,

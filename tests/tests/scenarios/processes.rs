@@ -10,6 +10,21 @@ const PIPE: &str = include_str!("programs/pipe.py");
 /// everything is as it was.
 const ZOO: &str = include_str!("programs/zoo.py");
 
+/// A parent of twenty children, who share its memory.
+const FAMILY: &str = include_str!("programs/family.py");
+
+pub(crate) fn children_that_share_their_parents_memory_all_have_it_after_the_move(scene: &Scene) {
+    scene.run("a", "f1", "--network=lan --ip=172.30.0.62 python", &["python3", "-c", FAMILY]);
+    scene.follow("a", "docker logs --follow f1").until(|line| line == "ready");
+
+    scene.migrate("a", "f1", "b");
+    scene.migrate("b", "f1", "a");
+
+    scene.sh("a", "docker kill --signal=USR1 f1");
+    let code = scene.sh("a", "docker wait f1");
+    assert_eq!(code, "0", "{}", scene.sh("a", "docker logs f1 2>&1"));
+}
+
 pub(crate) fn kernel_objects_of_all_kinds_are_the_same_after_the_move(scene: &Scene) {
     scene.run("a", "z1", "--network=lan --ip=172.30.0.60 --tmpfs=/scratch python", &["python3", "-c", ZOO]);
     scene.follow("a", "docker logs --follow z1").until(|line| line == "ready");
