@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -50,11 +51,34 @@ pub enum CgroupVersion {
 /// delete a container whose cgroup is frozen. Does nothing to one that is not frozen.
 pub fn kill_frozen(init_pid: i32) {
     let Ok(freezer) = Freezer::of_pid(init_pid) else { return };
-    if freezer.is_frozen().unwrap_or(false) {
-        // It may have ended by itself meanwhile.
-        let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
-        // The signal is pending: no user code runs. On cgroup v1 the tasks die only now.
+    if !freezer.is_frozen().unwrap_or(false) {
+        return;
+    }
+    // Whoever hears of the end finds a cgroup that is not frozen. Stopped one by one, no thread leaves the kernel in between.
+    if stop_threads(init_pid) {
         let _ = freezer.thaw();
+    }
+    // It may have ended by itself meanwhile.
+    let _ = kill(Pid::from_raw(init_pid), Signal::SIGKILL);
+    // If they could not be stopped: the signal is pending, and no user code runs. On cgroup v1 the tasks die only now.
+    let _ = freezer.thaw();
+}
+
+/// Sends SIGSTOP to every thread of the container, which is frozen and so has no new ones. False when one may not have got it.
+fn stop_threads(init_pid: i32) -> bool {
+    let Ok(processes) = tasks::tasks(init_pid) else { return false };
+    let mut threads = processes.iter().flat_map(|process| tasks::threads(process.pid).map(|tid| (process.pid, tid)));
+    threads.all(|(pid, tid)| stop_thread(pid, tid).is_ok())
+}
+
+/// A thread that is gone is none to be stopped.
+#[expect(unsafe_code, reason = "neither std nor nix can send a signal to one thread of another process")]
+fn stop_thread(pid: i32, tid: i32) -> nix::Result<()> {
+    // SAFETY: a system call on numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, libc::SIGSTOP) };
+    match Errno::result(sent) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -365,6 +389,18 @@ mod tests {
         }
         container.wait().unwrap();
         assert!(Grip::on(1 << 23).is_err());
+    }
+
+    #[test]
+    fn a_thread_is_stopped_for_itself_and_one_that_is_gone_is_no_failure() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id().cast_signed();
+        stop_thread(pid, pid).unwrap();
+        let stopped = nix::sys::wait::waitpid(Pid::from_raw(pid), Some(nix::sys::wait::WaitPidFlag::WUNTRACED));
+        assert!(matches!(stopped, Ok(nix::sys::wait::WaitStatus::Stopped(_, Signal::SIGSTOP))));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        stop_thread(1 << 23, 1 << 23).unwrap();
     }
 
     #[test]

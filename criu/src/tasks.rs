@@ -146,11 +146,15 @@ pub(crate) fn is_dying(pid: i32) -> bool {
     !dead && flags.is_some_and(|flags| flags & EXITING != 0)
 }
 
+/// The threads of a process; empty when it is gone.
+pub(crate) fn threads(pid: i32) -> impl Iterator<Item = i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
 /// The children of all threads of a process.
 pub(crate) fn children(pid: i32) -> Vec<i32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    threads.flat_map(|tid| children_of_thread(pid, tid)).collect()
+    threads(pid).flat_map(|tid| children_of_thread(pid, tid)).collect()
 }
 
 /// Those that one thread has made or inherited (proc_pid_task(5), needs CONFIG_PROC_CHILDREN, as CRIU does).
