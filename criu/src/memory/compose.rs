@@ -48,8 +48,9 @@ pub fn compose(images: &Path, store: &Store, restore: Restore) -> Result<Compose
     let plans = plans(images, restore, MOST_RUNS)?;
     let mut composed = Composed::default();
     keep_huge_pages_away(images, plans.keys(), restore)?;
+    let mut buffer = vec![0; PIECE as usize];
     for (vpid, plan) in plans {
-        plan.carry_out(images, store, vpid)?;
+        plan.carry_out(images, store, vpid, &mut buffer)?;
         composed.present += plan.bytes();
         composed.lazy.insert(vpid, plan.lazy);
     }
@@ -173,7 +174,7 @@ impl Plan {
         }
     }
 
-    fn carry_out(&self, images: &Path, store: &Store, vpid: Vpid) -> Result<(), ImageError> {
+    fn carry_out(&self, images: &Path, store: &Store, vpid: Vpid, buffer: &mut [u8]) -> Result<(), ImageError> {
         // What CRIU wrote stays in its order.
         if self.present.iter().any(|piece| piece.from.is_none()) {
             let path = images::pages_path(images, self.pagemap.pages_id);
@@ -181,10 +182,9 @@ impl Plan {
             images::replace(&path, |new| {
                 // Pages of zeros stay holes.
                 new.set_len(self.bytes())?;
-                let mut buffer = vec![0; PIECE as usize];
                 self.present.iter().try_for_each(|piece| match piece.from {
-                    Some(from) => move_pages(&dumped, from, new, piece, &mut buffer),
-                    None => store.drain(vpid, piece.range.clone(), |address, bytes| {
+                    Some(from) => move_pages(&dumped, from, new, piece, buffer),
+                    None => store.drain(vpid, piece.range.clone(), buffer, |address, bytes| {
                         new.write_all_at(bytes, piece.to + (address - piece.range.start))
                     }),
                 })
@@ -198,8 +198,9 @@ impl Plan {
 fn move_pages(dumped: &File, from: u64, new: &File, piece: &Piece, buffer: &mut [u8]) -> io::Result<()> {
     let mut rest = from..from + (piece.range.end - piece.range.start);
     while let Some(data) = store::next_data(dumped, rest.clone())? {
-        let part = &mut buffer[..(data.end - data.start).min(PIECE) as usize];
-        let end = data.start + part.len() as u64;
+        let length = (data.end - data.start).min(buffer.len() as u64);
+        let part = &mut buffer[..length as usize];
+        let end = data.start + length;
         dumped.read_exact_at(part, data.start)?;
         new.write_all_at(part, piece.to + (data.start - from))?;
         store::discard(dumped, data.start..end)?;
