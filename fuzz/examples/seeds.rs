@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use spothop::files::{Tree, TreeName};
+use spothop_criu::memory;
 use spothop_fuzz::{Room, block_on};
 use spothop_transfer::fuzzing::{self, Chunk};
 use tokio::io::AsyncReadExt;
@@ -58,6 +59,10 @@ fn main() {
     let difference = block_on(async { read(spothop::files::difference(tree, snapshot.1)).await });
     write("archive", "difference", 0, &difference.0);
     write("archive", "mounted", 2, &difference.0);
+
+    let images = images();
+    write("images", "real-lazy", 0, &images);
+    write("images", "real-eager", 2, &images);
 
     let recipe = json!({
         "name": "redis", "restart_policy": { "name": "always" }, "network": { "mode": "none", "attachments": [] },
@@ -129,4 +134,33 @@ async fn read(mut stream: spothop::files::ArchiveStream) -> (Vec<u8>, std::sync:
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
     (bytes, stream.finish().await.unwrap().0)
+}
+
+/// The real images that the tests of `spothop-criu` read, as the target `images` takes them apart.
+fn images() -> Vec<u8> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../criu/tests/images");
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let mut names: Vec<_> = fs::read_dir(&directory).unwrap().map(name).collect();
+    names.sort();
+    let mut packed = Vec::new();
+    let mut add = |kind: usize, number: u32, bytes: &[u8]| {
+        packed.extend([kind as u8, number as u8]);
+        packed.extend((bytes.len() as u16).to_le_bytes());
+        packed.extend(bytes);
+    };
+    for name in names {
+        let stem = name.strip_suffix(".img").unwrap();
+        let (kind, number) = stem.split_once('-').unwrap_or((stem, "0"));
+        let kind = ["pstree", "pagemap", "mm", "core"].iter().position(|known| *known == kind).unwrap();
+        let number: u32 = number.parse().unwrap();
+        add(kind, number, &fs::read(directory.join(&name)).unwrap());
+        if kind == 1 {
+            let (id, runs) = memory::fuzzing::runs(&directory, number.cast_signed()).unwrap();
+            let present = runs.iter().filter(|(_, flags)| flags & memory::fuzzing::FLAGS[2] != 0);
+            let dumped: u64 = present.map(|(range, _)| range.end - range.start).sum();
+            // Its pages, which are more than zeros.
+            add(4, id, &[&dumped.to_le_bytes()[..], &[1]].concat());
+        }
+    }
+    packed
 }

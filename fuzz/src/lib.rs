@@ -1,9 +1,12 @@
 //! What the fuzz targets share.
 
+pub mod memory;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use arbitrary::{Arbitrary, Unstructured};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
@@ -15,6 +18,16 @@ thread_local! {
 /// Runs a future to its end.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+/// What an input has once in sixteen times: so that most of it is right, and gets far.
+#[derive(Clone, Copy, Debug)]
+pub struct Rare<T>(pub Option<T>);
+
+impl<'a, T: Arbitrary<'a>> Arbitrary<'a> for Rare<T> {
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        Ok(Self(if input.arbitrary::<u8>()? >= 240 { Some(input.arbitrary()?) } else { None }))
+    }
 }
 
 /// A directory that input is written into, and beside it one that must stay as it is.

@@ -7,14 +7,14 @@
 //! lazy (criu/mem.c, `restore_priv_vma_content`); all else must be present. It never leaves the page of a stack pointer to the
 //! userfaultfd (`is_stack`), nor do we.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 
-use super::images::{self, Entry, ImageError, PARENT_LINK, PE_LAZY, PE_PRESENT, Pagemap, Vma, access};
+use super::images::{self, Entry, ImageError, MOST_RUNS, PARENT_LINK, PE_LAZY, PE_PRESENT, Pagemap, Vma, access};
 use super::store::{self, Store};
 use super::{PAGE, PIECE, Pages, Vpid};
 
@@ -45,13 +45,36 @@ pub struct Composed {
 /// # Errors
 /// The images cannot be right, or cannot be read or written.
 pub fn compose(images: &Path, store: &Store, restore: Restore) -> Result<Composed, ImageError> {
+    let plans = plans(images, restore, MOST_RUNS)?;
+    let mut composed = Composed::default();
+    keep_huge_pages_away(images, plans.keys(), restore)?;
+    let mut buffer = vec![0; PIECE as usize];
+    for (vpid, plan) in plans {
+        plan.carry_out(images, store, vpid, &mut buffer)?;
+        composed.present += plan.bytes();
+        composed.lazy.insert(vpid, plan.lazy);
+    }
+    Ok(composed)
+}
+
+/// Looks at all images, changes none. At most `most_runs` pagemap entries and mappings are kept in memory.
+fn plans(images: &Path, restore: Restore, most_runs: usize) -> Result<BTreeMap<Vpid, Plan>, ImageError> {
+    images::check_length(images)?;
     let mut plans = BTreeMap::new();
-    let mut pages_ids = BTreeSet::new();
+    let (mut pages_ids, mut threads, mut runs) = (BTreeSet::new(), HashSet::new(), 0);
     for process in images::read_processes(images)? {
         let vpid = process.vpid;
-        let Some(pagemap) = Pagemap::read(images, vpid)? else { continue };
+        let Some(pagemap) = Pagemap::read(images, vpid, most_runs - runs)? else { continue };
         let vmas = images::read_vmas(images, vpid)?;
+        runs += pagemap.entries.len() + vmas.len();
+        if runs > most_runs {
+            return Err(ImageError::Runs { path: images::pagemap_path(images, vpid) });
+        }
         let stacks = process.threads.iter().map(|thread| {
+            // Each image is read once, however often it is named.
+            if !threads.insert(*thread) {
+                return Err(ImageError::Pid { path: images::pstree_path(images), pid: *thread });
+            }
             let pointer = images::read_stack_pointer(images, *thread)?;
             Ok(pointer - pointer % PAGE)
         });
@@ -68,14 +91,7 @@ pub fn compose(images: &Path, store: &Store, restore: Restore) -> Result<Compose
         }
         plans.insert(vpid, plan);
     }
-    let mut composed = Composed::default();
-    keep_huge_pages_away(images, plans.keys(), restore)?;
-    for (vpid, plan) in plans {
-        plan.carry_out(images, store, vpid)?;
-        composed.present += plan.bytes();
-        composed.lazy.insert(vpid, plan.lazy);
-    }
-    Ok(composed)
+    Ok(plans)
 }
 
 /// What becomes of one task's pages.
@@ -158,7 +174,7 @@ impl Plan {
         }
     }
 
-    fn carry_out(&self, images: &Path, store: &Store, vpid: Vpid) -> Result<(), ImageError> {
+    fn carry_out(&self, images: &Path, store: &Store, vpid: Vpid, buffer: &mut [u8]) -> Result<(), ImageError> {
         // What CRIU wrote stays in its order.
         if self.present.iter().any(|piece| piece.from.is_none()) {
             let path = images::pages_path(images, self.pagemap.pages_id);
@@ -166,10 +182,9 @@ impl Plan {
             images::replace(&path, |new| {
                 // Pages of zeros stay holes.
                 new.set_len(self.bytes())?;
-                let mut buffer = vec![0; PIECE as usize];
                 self.present.iter().try_for_each(|piece| match piece.from {
-                    Some(from) => move_pages(&dumped, from, new, piece, &mut buffer),
-                    None => store.drain(vpid, piece.range.clone(), |address, bytes| {
+                    Some(from) => move_pages(&dumped, from, new, piece, buffer),
+                    None => store.drain(vpid, piece.range.clone(), buffer, |address, bytes| {
                         new.write_all_at(bytes, piece.to + (address - piece.range.start))
                     }),
                 })
@@ -179,14 +194,17 @@ impl Plan {
     }
 }
 
-/// Moves what CRIU dumped to its new place, without ever having much of it twice in memory.
+/// Moves what CRIU dumped to its new place, without ever having much of it twice in memory. What came as zeros is a hole, and stays one.
 fn move_pages(dumped: &File, from: u64, new: &File, piece: &Piece, buffer: &mut [u8]) -> io::Result<()> {
-    let length = piece.range.end - piece.range.start;
-    for done in (0..length).step_by(buffer.len()) {
-        let part = &mut buffer[..(length - done).min(PIECE) as usize];
-        dumped.read_exact_at(part, from + done)?;
-        new.write_all_at(part, piece.to + done)?;
-        store::discard(dumped, from + done..from + done + part.len() as u64)?;
+    let mut rest = from..from + (piece.range.end - piece.range.start);
+    while let Some(data) = store::next_data(dumped, rest.clone())? {
+        let length = (data.end - data.start).min(buffer.len() as u64);
+        let part = &mut buffer[..length as usize];
+        let end = data.start + length;
+        dumped.read_exact_at(part, data.start)?;
+        new.write_all_at(part, piece.to + (data.start - from))?;
+        store::discard(dumped, data.start..end)?;
+        rest.start = end;
     }
     Ok(())
 }
@@ -240,7 +258,7 @@ mod tests {
     use proptest::prelude::*;
     use tempfile::TempDir;
 
-    use super::super::images::tests::{REAL_DUMPED, anonymous, composed, of_file, real, write_task};
+    use super::super::images::tests::{REAL_DUMPED, anonymous, composed, of_file, real, write_processes, write_task};
     use super::super::images::{ADDRESSES, PE_PARENT, read_processes, read_stack_pointer, read_vmas};
     use super::super::{bytes, holes};
     use super::*;
@@ -344,6 +362,30 @@ mod tests {
     }
 
     #[test]
+    fn dumped_pages_that_came_as_zeros_take_no_memory_either() {
+        let scratch = scratch();
+        let store = store(&scratch);
+        let (hole, dumped) = (PAGE..2 * PAGE, 2 * PAGE..2 * PAGE + (64 << 20));
+        let entries = [(hole.clone(), PE_PARENT), (dumped.clone(), PE_PRESENT)];
+        let entries = entries.map(|(range, flags)| Entry { range, flags }).to_vec();
+        write_task(scratch.path(), &Pagemap { pages_id: 3, entries }, &[of_file(hole.start..dumped.end)], 0);
+        let path = images::pages_path(scratch.path(), 3);
+        let came = File::create(&path).unwrap();
+        came.set_len(64 << 20).unwrap();
+        came.write_all_at(&[7; PAGE as usize], 5 * PAGE).unwrap();
+        store.put(1, PAGE, &[8; PAGE as usize]).unwrap();
+        compose(scratch.path(), &store, Restore::Lazy).unwrap();
+        let pages = File::open(&path).unwrap();
+        assert_eq!(pages.metadata().unwrap().blocks() * 512, 2 * PAGE);
+        let first_byte = |page: u64| {
+            let mut byte = [1];
+            pages.read_exact_at(&mut byte, page * PAGE).unwrap();
+            byte[0]
+        };
+        assert_eq!([0, 1, 5, 6, 7].map(first_byte), [8, 0, 0, 7, 0]);
+    }
+
+    #[test]
     fn what_criu_could_have_made_lazy_is_not_skipped_at_the_restore() {
         let scratch = scratch();
         let range = PAGE..3 * PAGE;
@@ -352,7 +394,7 @@ mod tests {
         fs::write(images::pages_path(scratch.path(), 1), [7; 2 * PAGE as usize]).unwrap();
         let composed = compose(scratch.path(), &store(&scratch), Restore::Lazy).unwrap();
         let expected = vec![Entry { range, flags: PE_PRESENT }];
-        assert_eq!(Pagemap::read(scratch.path(), 1).unwrap().unwrap().entries, expected);
+        assert_eq!(Pagemap::read(scratch.path(), 1, MOST_RUNS).unwrap().unwrap().entries, expected);
         assert_eq!((composed.present, composed.lazy[&1].is_empty()), (2 * PAGE, true));
     }
 
@@ -375,7 +417,7 @@ mod tests {
         write_task(scratch.path(), &pagemap, vmas, 0);
         File::create(images::pages_path(scratch.path(), 1)).unwrap().set_len(pages).unwrap();
         let error = compose(scratch.path(), &store(&scratch), Restore::Eager).unwrap_err();
-        assert_eq!(Pagemap::read(scratch.path(), 1).unwrap().unwrap(), pagemap);
+        assert_eq!(Pagemap::read(scratch.path(), 1, MOST_RUNS).unwrap().unwrap(), pagemap);
         error
     }
 
@@ -408,11 +450,45 @@ mod tests {
     fn two_tasks_with_the_same_pages_are_refused() {
         let scratch = scratch();
         real(scratch.path());
-        let mut pagemap = Pagemap::read(scratch.path(), 6).unwrap().unwrap();
-        pagemap.pages_id = Pagemap::read(scratch.path(), 16).unwrap().unwrap().pages_id;
+        let mut pagemap = Pagemap::read(scratch.path(), 6, MOST_RUNS).unwrap().unwrap();
+        pagemap.pages_id = Pagemap::read(scratch.path(), 16, MOST_RUNS).unwrap().unwrap().pages_id;
         pagemap.write(scratch.path(), 6).unwrap();
         let error = compose(scratch.path(), &store(&scratch), Restore::Eager).unwrap_err();
         assert!(matches!(error, ImageError::Shared { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_thread_that_is_named_twice_is_read_once() {
+        let scratch = scratch();
+        real(scratch.path());
+        // A megabyte of names for one image would be as many megabytes to read as it has.
+        for (processes, twice) in [(&[(1, &[1, 7, 8, 7][..])][..], 7), (&[(1, &[1, 7]), (6, &[1])], 1)] {
+            write_processes(scratch.path(), processes);
+            let error = plans(scratch.path(), Restore::Lazy, MOST_RUNS).unwrap_err();
+            assert!(matches!(error, ImageError::Pid { pid, .. } if pid == twice), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_runs_and_the_length_of_all_images_are_bounded() {
+        let scratch = scratch();
+        real(scratch.path());
+        let runs = |vpid| {
+            let pagemap = Pagemap::read(scratch.path(), vpid, MOST_RUNS).unwrap().unwrap();
+            pagemap.entries.len() + read_vmas(scratch.path(), vpid).unwrap().len()
+        };
+        let all: usize = [1, 6, 16].map(runs).into_iter().sum();
+        plans(scratch.path(), Restore::Lazy, all).unwrap();
+        for most in [0, 1, runs(1) - 1, runs(1), all - 1] {
+            let error = plans(scratch.path(), Restore::Lazy, most).unwrap_err();
+            assert!(matches!(error, ImageError::Runs { .. }), "{error}");
+        }
+        for number in 2..=5 {
+            let path = scratch.path().join(format!("core-{number}.img"));
+            File::create(path).unwrap().set_len(256 << 20).unwrap();
+        }
+        let error = plans(scratch.path(), Restore::Lazy, MOST_RUNS).unwrap_err();
+        assert!(matches!(error, ImageError::Long { bytes: 0x4000_0000.., .. }), "{error}");
     }
 
     proptest! {

@@ -22,6 +22,9 @@ use rangemap::RangeSet;
 pub use areas::{is_being_filled, populated, private_anonymous};
 pub use compose::{Composed, Restore, compose};
 pub use holes::holes;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use images::fuzzing;
 pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
 pub use parent::{ConstantParent, Why};
 pub use process::{Process, processes};

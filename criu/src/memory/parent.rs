@@ -262,7 +262,7 @@ fn write_private(file: &Path, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::images::{Entry, PE_PRESENT, Pagemap};
+    use super::super::images::{Entry, MOST_RUNS, PE_PRESENT, Pagemap};
     use super::*;
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
         names.sort();
         assert_eq!(names, ["inventory.img", "pagemap-1.img", "pagemap-12.img", "pages-1.img", "pages-12.img"]);
         let all = vec![Entry { range: 0..ADDRESSES, flags: PE_PRESENT }];
-        assert_eq!(Pagemap::read(&directory, 12).unwrap().unwrap(), Pagemap { pages_id: 12, entries: all });
+        assert_eq!(Pagemap::read(&directory, 12, MOST_RUNS).unwrap().unwrap(), Pagemap { pages_id: 12, entries: all });
         assert_eq!(fs::metadata(directory.join("pages-12.img")).unwrap().len(), 0);
         // One magic word, a length, and the fields 1 and 8.
         let inventory = fs::read(directory.join("inventory.img")).unwrap();

@@ -16,7 +16,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::images::{ADDRESSES, MOST_TASKS};
-use super::{PAGE, PIECE, Vpid};
+use super::{PAGE, Vpid};
 
 static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
@@ -107,20 +107,21 @@ impl Store {
         }
     }
 
-    /// Gives everything but zeros in `range` of `vpid` to `sink`, in pieces of at most [`PIECE`] with their addresses, and takes it out
-    /// of the store.
+    /// Gives everything but zeros in `range` of `vpid` to `sink`, in pieces that fit `buffer` (whole pages) with their addresses, and
+    /// takes it out of the store.
     pub(super) fn drain(
         &self,
         vpid: Vpid,
         range: Range<u64>,
+        buffer: &mut [u8],
         mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         check(vpid, range.start, range.end - range.start)?;
         let Some(file) = self.file(vpid)? else { return Ok(()) };
-        let mut piece = vec![0; PIECE.min(range.end - range.start) as usize];
         let mut from = range.start;
         while let Some(data) = next_data(&file, from..range.end)? {
-            let piece = &mut piece[..(data.end - data.start).min(PIECE) as usize];
+            let length = (data.end - data.start).min(buffer.len() as u64);
+            let piece = &mut buffer[..length as usize];
             let end = data.start + piece.len() as u64;
             read(&file, data.start, piece)?;
             sink(data.start, piece)?;
@@ -224,6 +225,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::memory::PIECE;
 
     /// On a tmpfs: other file systems have no offsets as high as addresses.
     fn store() -> (tempfile::TempDir, Store) {
@@ -306,13 +308,13 @@ mod tests {
             given.extend((0..bytes.len() as u64).step_by(PAGE as usize).map(|at| (address + at, bytes[at as usize])));
             Ok(())
         };
-        store.drain(1, range, sink).unwrap();
+        store.drain(1, range, &mut vec![0; PIECE as usize], sink).unwrap();
         let mut expected = vec![(2 * PAGE, 2)];
         expected.extend((long..long + PIECE + PAGE).step_by(PAGE as usize).map(|address| (address, 6)));
         assert_eq!(given, expected);
         assert_eq!(stored(&store, 1), PAGE + PIECE - PAGE);
         assert_eq!(read(&store, 1, 0, 3), [page(1), page(0), page(0)].concat());
-        store.drain(2, 0..ADDRESSES, |_, _| panic!("nothing has come for 2")).unwrap();
+        store.drain(2, 0..ADDRESSES, &mut [], |_, _| panic!("nothing has come for 2")).unwrap();
     }
 
     #[test]
@@ -320,7 +322,7 @@ mod tests {
         let (_scratch, store) = store();
         store.put(1, 0, &page(1)).unwrap();
         let full = |_: u64, _: &[u8]| Err(io::ErrorKind::StorageFull.into());
-        assert_eq!(store.drain(1, 0..PAGE, full).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(store.drain(1, 0..PAGE, &mut page(0), full).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(read(&store, 1, 0, 1), page(1));
     }
 

@@ -24,6 +24,9 @@ mod conversation;
 mod ending;
 mod error;
 pub mod evacuation;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gate;
 mod handoff;
 mod logs;

@@ -347,7 +347,7 @@ impl Target {
 }
 
 /// Pages on their way into the store.
-struct Incoming(Store);
+pub(super) struct Incoming(pub(super) Store);
 
 impl ExtentSink for Incoming {
     fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {

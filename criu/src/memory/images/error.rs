@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::MOST_TASKS;
+use super::{MOST_RUNS, MOST_TASKS};
 
 /// An image that cannot be read, cannot be right, or cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +28,8 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
-    /// It, or a message in it, is longer than any that CRIU writes.
-    #[error("the image {path} says it has {bytes} bytes in one piece; nothing in it can be that long")]
+    /// It, or a message in it, or all of a container's together, is longer than any that CRIU writes.
+    #[error("{path} has {bytes} bytes; no image of a container can be that long")]
     Long {
         /// The file.
         path: PathBuf,
@@ -74,8 +74,8 @@ pub enum ImageError {
         /// `pagemap_entry.flags`.
         flags: u32,
     },
-    /// A process or thread id that cannot be one.
-    #[error("the image {path} has {pid} as a process id, or twice")]
+    /// An id that cannot be one, or that two processes or threads have.
+    #[error("the image {path} has {pid} as a process or thread, or twice")]
     Pid {
         /// The file.
         path: PathBuf,
@@ -85,6 +85,12 @@ pub enum ImageError {
     /// More processes than [`MOST_TASKS`].
     #[error("the image {path} has more than {MOST_TASKS} tasks")]
     Tasks {
+        /// The file.
+        path: PathBuf,
+    },
+    /// More runs of pages and mappings than [`MOST_RUNS`].
+    #[error("the tasks have more than {MOST_RUNS} runs of pages and mappings, counted up to the image {path}")]
+    Runs {
         /// The file.
         path: PathBuf,
     },

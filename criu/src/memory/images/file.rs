@@ -45,27 +45,66 @@ impl<'a> Image<'a> {
 
     /// The next message; `None` at the end.
     pub(super) fn next<M: Message + Default>(&mut self) -> Result<Option<M>, ImageError> {
+        let Some(bytes) = self.bytes()? else { return Ok(None) };
+        M::decode(&bytes[..]).map(Some).map_err(|source| ImageError::Message { path: self.path.to_owned(), source })
+    }
+
+    /// The next message, of which only the messages in its field `wanted` matter: `each` gets one after the other. All of them at once
+    /// would take memory for far more than has come, as an empty one is two bytes long.
+    pub(super) fn parts<M: Message + Default>(
+        &mut self,
+        wanted: usize,
+        mut each: impl FnMut(M) -> Result<(), ImageError>,
+    ) -> Result<(), ImageError> {
+        let bytes = self.bytes()?.ok_or_else(|| self.torn())?;
+        let damaged = |source| ImageError::Message { path: self.path.to_owned(), source };
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            // As all numbers of protobuf: a field's number and, in the lowest three bits, the kind of what follows.
+            let key = prost::decode_length_delimiter(&mut rest).map_err(damaged)?;
+            let length = match key & 7 {
+                0 => prost::decode_length_delimiter(&mut rest).map(|_| 0).map_err(damaged)?,
+                1 => 8,
+                2 => prost::decode_length_delimiter(&mut rest).map_err(damaged)?,
+                5 => 4,
+                // Groups, which CRIU does not have.
+                _ => return Err(ImageError::Kind { path: self.path.to_owned() }),
+            };
+            let (field, others) = rest.split_at_checked(length).ok_or_else(|| self.torn())?;
+            if (key >> 3, key & 7) == (wanted, 2) {
+                each(M::decode(field).map_err(damaged)?)?;
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+
+    pub(super) fn required<M: Message + Default>(&mut self) -> Result<M, ImageError> {
+        self.next()?.ok_or_else(|| self.torn())
+    }
+
+    fn bytes(&mut self) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(length) = self.word()? else { return Ok(None) };
         if u64::from(length) > LONGEST_MESSAGE {
             return Err(ImageError::Long { path: self.path.to_owned(), bytes: length.into() });
         }
         if u64::from(length) > self.left {
-            return Err(ImageError::Torn { path: self.path.to_owned() });
+            return Err(self.torn());
         }
         let mut bytes = vec![0; length as usize];
         self.fill(&mut bytes)?;
-        M::decode(&bytes[..]).map(Some).map_err(|source| ImageError::Message { path: self.path.to_owned(), source })
+        Ok(Some(bytes))
     }
 
-    pub(super) fn required<M: Message + Default>(&mut self) -> Result<M, ImageError> {
-        self.next()?.ok_or_else(|| ImageError::Torn { path: self.path.to_owned() })
+    fn torn(&self) -> ImageError {
+        ImageError::Torn { path: self.path.to_owned() }
     }
 
     fn word(&mut self) -> Result<Option<u32>, ImageError> {
         let mut word = [0; 4];
         match self.left {
             0 => return Ok(None),
-            1..4 => return Err(ImageError::Torn { path: self.path.to_owned() }),
+            1..4 => return Err(self.torn()),
             _ => self.fill(&mut word)?,
         }
         Ok(Some(u32::from_le_bytes(word)))
@@ -73,7 +112,7 @@ impl<'a> Image<'a> {
 
     fn fill(&mut self, bytes: &mut [u8]) -> Result<(), ImageError> {
         self.file.read_exact(bytes).map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => ImageError::Torn { path: self.path.to_owned() },
+            io::ErrorKind::UnexpectedEof => self.torn(),
             _ => access(self.path)(source),
         })?;
         self.left -= bytes.len() as u64;

@@ -45,6 +45,14 @@ pub const ADDRESSES: u64 = 1 << 47;
 /// The most tasks of one container.
 pub const MOST_TASKS: usize = 1 << 15;
 
+/// The most runs of pages and mappings of all tasks of one container. Enough for 32 GiB of pages none of which has a neighbour; some
+/// 150 bytes are kept for each.
+pub(super) const MOST_RUNS: usize = 1 << 23;
+
+/// The most bytes of the images that are read for one container: the largest tree has a third of that. Zeros cost whoever sends them
+/// nothing, and whoever reads them time.
+const MOST_BYTES: u64 = 1 << 30;
+
 /// The link to the parent's directory among the images (`CR_PARENT_LINK`). Whoever sends images leaves it out.
 pub const PARENT_LINK: &str = "parent";
 
@@ -128,6 +136,11 @@ struct PstreeEntry {
     threads: Vec<u32>,
 }
 
+/// The number of `mm_entry.vmas`, messages [`VmaEntry`].
+const MM_VMAS: usize = 14;
+
+/// To be written, where mappings need not be right.
+#[cfg(any(test, feature = "fuzzing"))]
 #[derive(Clone, PartialEq, Eq, Message)]
 struct MmEntry {
     #[prost(message, repeated, tag = "14")]
@@ -217,9 +230,17 @@ impl Vma {
     }
 }
 
+/// How the names of the images begin that are read here.
+const READ: [&str; 4] = ["pstree", "pagemap-", "mm-", "core-"];
+
 /// `pagemap-<vpid>.img` in `directory`.
 pub(super) fn pagemap_path(directory: &Path, vpid: Vpid) -> PathBuf {
     directory.join(format!("pagemap-{vpid}.img"))
+}
+
+/// `pstree.img` in `directory`.
+pub(super) fn pstree_path(directory: &Path) -> PathBuf {
+    directory.join("pstree.img")
 }
 
 /// `pages-<id>.img` in `directory`.
@@ -243,6 +264,21 @@ pub(super) fn tasks_with_pages(directory: &Path) -> Result<Vec<Vpid>, ImageError
     Ok(vpids)
 }
 
+/// Looks at the lengths alone of all that may be read in `directory`.
+///
+/// # Errors
+/// It is more than any container has.
+pub(super) fn check_length(directory: &Path) -> Result<(), ImageError> {
+    let mut bytes: u64 = 0;
+    for entry in fs::read_dir(directory).map_err(access(directory))? {
+        let entry = entry.map_err(access(directory))?;
+        if entry.file_name().to_str().is_some_and(|name| READ.iter().any(|kind| name.starts_with(kind))) {
+            bytes = bytes.saturating_add(entry.metadata().map_err(access(&entry.path()))?.len());
+        }
+    }
+    if bytes > MOST_BYTES { Err(ImageError::Long { path: directory.to_owned(), bytes }) } else { Ok(()) }
+}
+
 /// Writes the inventory of a parent whose tasks all started before `uptime`, in microseconds since boot.
 pub(super) fn write_inventory(directory: &Path, uptime: u64) -> Result<(), ImageError> {
     let path = directory.join("inventory.img");
@@ -254,9 +290,9 @@ pub(super) fn write_inventory(directory: &Path, uptime: u64) -> Result<(), Image
 }
 
 impl Pagemap {
-    /// That of `vpid` as a dump wrote it; `None` when it has none: a zombie.
-    pub(super) fn read(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
-        let Some(pagemap) = Self::read_any(directory, vpid)? else { return Ok(None) };
+    /// That of `vpid` as a dump wrote it, if it has at most `most_runs` entries; `None` when there is none: a zombie.
+    pub(super) fn read(directory: &Path, vpid: Vpid, most_runs: usize) -> Result<Option<Self>, ImageError> {
+        let Some(pagemap) = Self::read_any(directory, vpid, most_runs)? else { return Ok(None) };
         // So does CRIU mark what could have been lazy (criu/page-xfer.c, `ppb_xfer_flags`).
         let known = [PE_PARENT, PE_PRESENT, PE_PRESENT | PE_LAZY];
         match pagemap.entries.iter().find(|entry| !known.contains(&entry.flags)) {
@@ -269,7 +305,7 @@ impl Pagemap {
     }
 
     /// That of `vpid`, whoever wrote it.
-    pub(super) fn read_any(directory: &Path, vpid: Vpid) -> Result<Option<Self>, ImageError> {
+    pub(super) fn read_any(directory: &Path, vpid: Vpid, most_runs: usize) -> Result<Option<Self>, ImageError> {
         let path = pagemap_path(directory, vpid);
         let Some(mut image) = Image::open(&path, PAGEMAP)? else { return Ok(None) };
         let head: PagemapHead = image.required()?;
@@ -278,6 +314,9 @@ impl Pagemap {
             let entry = message.checked(&path)?;
             if entries.last().is_some_and(|last| last.range.end > entry.range.start) {
                 return Err(ImageError::Order { path, address: entry.range.start });
+            }
+            if entries.len() == most_runs {
+                return Err(ImageError::Runs { path });
             }
             entries.push(entry);
         }
@@ -332,7 +371,7 @@ pub(super) fn write_parent(directory: &Path, vpid: Vpid, pages: Option<Range<u64
 
 /// The processes in `pstree.img`.
 pub(super) fn read_processes(directory: &Path) -> Result<Vec<Process>, ImageError> {
-    let path = directory.join("pstree.img");
+    let path = pstree_path(directory);
     let mut image = Image::existing(&path, PSTREE)?;
     let mut processes = Vec::new();
     let mut seen = HashSet::new();
@@ -350,18 +389,18 @@ pub(super) fn read_processes(directory: &Path) -> Result<Vec<Process>, ImageErro
 /// The mappings of `vpid`, in the order of their addresses.
 pub(super) fn read_vmas(directory: &Path, vpid: Vpid) -> Result<Vec<Vma>, ImageError> {
     let path = directory.join(format!("mm-{vpid}.img"));
-    let mm: MmEntry = Image::existing(&path, MM)?.required()?;
-    let mut vmas: Vec<Vma> = Vec::with_capacity(mm.vmas.len());
-    for VmaEntry { start, end, flags, status, madv } in mm.vmas {
+    let mut vmas: Vec<Vma> = Vec::new();
+    Image::existing(&path, MM)?.parts(MM_VMAS, |VmaEntry { start, end, flags, status, madv }| {
         // vsyscall lies above all else.
         if status == VMA_AREA_GUARD || start >= ADDRESSES {
-            continue;
+            return Ok(());
         }
         if vmas.last().is_some_and(|last| last.range.end > start) {
-            return Err(ImageError::Order { path, address: start });
+            return Err(ImageError::Order { path: path.clone(), address: start });
         }
         vmas.push(Vma { range: checked(&path, start..end)?, flags, status, advice: madv.unwrap_or_default() });
-    }
+        Ok(())
+    })?;
     Ok(vmas)
 }
 
@@ -381,5 +420,8 @@ fn checked(path: &Path, range: Range<u64>) -> Result<Range<u64>, ImageError> {
     Err(ImageError::Range { path: path.to_owned(), start, end })
 }
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 #[cfg(test)]
 pub(super) mod tests;

@@ -20,7 +20,7 @@ pub(in crate::memory) fn real(directory: &Path) {
         fs::copy(&path, directory.join(path.file_name().unwrap())).unwrap();
     }
     for vpid in [1, 6, 16] {
-        let pagemap = Pagemap::read(directory, vpid).unwrap().unwrap();
+        let pagemap = Pagemap::read(directory, vpid, MOST_RUNS).unwrap().unwrap();
         let dumped: Vec<u8> =
             (0..if vpid == 1 { REAL_DUMPED } else { 0 }).map(|at| (at / PAGE as usize) as u8 + 1).collect();
         fs::write(pages_path(directory, pagemap.pages_id), dumped).unwrap();
@@ -29,7 +29,7 @@ pub(in crate::memory) fn real(directory: &Path) {
 
 /// The pagemap of a task, composed already.
 pub(in crate::memory) fn composed(directory: &Path, vpid: Vpid) -> Pagemap {
-    Pagemap::read_any(directory, vpid).unwrap().unwrap()
+    Pagemap::read_any(directory, vpid, MOST_RUNS).unwrap().unwrap()
 }
 
 /// Writes the images of one task with one thread.
@@ -42,10 +42,17 @@ pub(in crate::memory) fn write_task(directory: &Path, pagemap: &Pagemap, vmas: &
         madv: Some(vma.advice),
     });
     let thread_info = Some(ThreadInfoX86 { gpregs: Some(UserX86Regs { sp: Some(stack) }) });
-    write(directory, "pstree", PSTREE, &[PstreeEntry { pid: 1, threads: vec![1] }]);
+    write_processes(directory, &[(1, &[1])]);
     write(directory, "mm-1", MM, &[MmEntry { vmas: vmas.collect() }]);
     write(directory, "core-1", CORE, &[CoreEntry { mtype: X86_64, thread_info }]);
     pagemap.write(directory, 1).unwrap();
+}
+
+/// Writes the tree: ids and the threads of each.
+pub(in crate::memory) fn write_processes(directory: &Path, processes: &[(u32, &[u32])]) {
+    let entries: Vec<_> =
+        processes.iter().map(|(pid, threads)| PstreeEntry { pid: *pid, threads: threads.to_vec() }).collect();
+    write(directory, "pstree", PSTREE, &entries);
 }
 
 /// A private anonymous mapping.
@@ -76,7 +83,7 @@ fn pagemap(entries: &[PagemapEntry]) -> Result<Vec<Entry>, ImageError> {
     write_message(&mut bytes, &PagemapHead { pages_id: 1 }).unwrap();
     entries.iter().for_each(|entry| write_message(&mut bytes, entry).unwrap());
     fs::write(pagemap_path(scratch.path(), 1), bytes).unwrap();
-    Pagemap::read(scratch.path(), 1).map(|pagemap| pagemap.unwrap().entries)
+    Pagemap::read(scratch.path(), 1, MOST_RUNS).map(|pagemap| pagemap.unwrap().entries)
 }
 
 #[test]
@@ -88,7 +95,7 @@ fn real_images_are_read() {
     assert_eq!(tasks_with_pages(images).unwrap(), [1, 6, 16]);
     for process in processes {
         let vmas = read_vmas(images, process.vpid).unwrap();
-        let pagemap = Pagemap::read(images, process.vpid).unwrap().unwrap();
+        let pagemap = Pagemap::read(images, process.vpid, MOST_RUNS).unwrap().unwrap();
         for Entry { range, .. } in &pagemap.entries {
             let vma = vmas.iter().find(|vma| vma.range.contains(&range.start)).unwrap();
             assert!(vma.is_private(), "{range:x?} in {vma:x?}");
@@ -99,7 +106,8 @@ fn real_images_are_read() {
             assert!(stack.can_be_lazy(), "{pointer:x} in {stack:x?}");
         }
     }
-    let dumped = Pagemap::read(images, 1).unwrap().unwrap().entries.into_iter().filter(|e| e.flags & PE_PRESENT != 0);
+    let dumped =
+        Pagemap::read(images, 1, MOST_RUNS).unwrap().unwrap().entries.into_iter().filter(|e| e.flags & PE_PRESENT != 0);
     assert_eq!(dumped.map(|e| e.range.end - e.range.start).sum::<u64>(), REAL_DUMPED as u64);
     let holes = holes(images).unwrap();
     assert_eq!(holes.values().map(|pages| bytes(pages) >> 10).collect::<Vec<_>>(), [10224, 120, 112]);
@@ -109,13 +117,13 @@ fn real_images_are_read() {
 fn a_pagemap_is_written_as_criu_writes_it() {
     let scratch = tempfile::tempdir().unwrap();
     for vpid in [1, 6, 16] {
-        let pagemap = Pagemap::read(Path::new(REAL), vpid).unwrap().unwrap();
+        let pagemap = Pagemap::read(Path::new(REAL), vpid, MOST_RUNS).unwrap().unwrap();
         pagemap.write(scratch.path(), vpid).unwrap();
-        assert_eq!(Pagemap::read(scratch.path(), vpid).unwrap().unwrap(), pagemap);
+        assert_eq!(Pagemap::read(scratch.path(), vpid, MOST_RUNS).unwrap().unwrap(), pagemap);
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
         fs::remove_file(pagemap_path(scratch.path(), vpid)).unwrap();
     }
-    assert_eq!(Pagemap::read(scratch.path(), 1).unwrap(), None);
+    assert_eq!(Pagemap::read(scratch.path(), 1, MOST_RUNS).unwrap(), None);
 }
 
 #[test]
@@ -146,15 +154,15 @@ fn other_files_are_no_images() {
     let scratch = tempfile::tempdir().unwrap();
     let at = |name: &str| scratch.path().join(name);
     fs::write(at("pagemap-1.img"), "").unwrap();
-    assert!(matches!(Pagemap::read(scratch.path(), 1), Err(ImageError::Kind { .. })));
+    assert!(matches!(Pagemap::read(scratch.path(), 1, MOST_RUNS), Err(ImageError::Kind { .. })));
     fs::copy(Path::new(REAL).join("mm-1.img"), at("pagemap-2.img")).unwrap();
-    assert!(matches!(Pagemap::read(scratch.path(), 2), Err(ImageError::Kind { .. })));
+    assert!(matches!(Pagemap::read(scratch.path(), 2, MOST_RUNS), Err(ImageError::Kind { .. })));
     std::os::unix::fs::symlink(Path::new(REAL).join("pagemap-1.img"), at("pagemap-3.img")).unwrap();
-    assert!(matches!(Pagemap::read(scratch.path(), 3), Err(ImageError::Access { .. })));
+    assert!(matches!(Pagemap::read(scratch.path(), 3, MOST_RUNS), Err(ImageError::Access { .. })));
     nix::unistd::mkfifo(&at("pagemap-4.img"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert!(matches!(Pagemap::read(scratch.path(), 4), Err(ImageError::Kind { .. })));
+    assert!(matches!(Pagemap::read(scratch.path(), 4, MOST_RUNS), Err(ImageError::Kind { .. })));
     fs::File::create(at("pagemap-5.img")).unwrap().set_len(1 << 40).unwrap();
-    assert!(matches!(Pagemap::read(scratch.path(), 5), Err(ImageError::Long { .. })));
+    assert!(matches!(Pagemap::read(scratch.path(), 5, MOST_RUNS), Err(ImageError::Long { .. })));
     let error = read_vmas(scratch.path(), 1).unwrap_err();
     assert!(error.to_string().contains("mm-1.img"), "{error}");
 }
@@ -163,22 +171,54 @@ fn other_files_are_no_images() {
 fn an_image_that_is_cut_off_anywhere_is_not_taken_for_whole() {
     let scratch = tempfile::tempdir().unwrap();
     let whole = fs::read(Path::new(REAL).join("pagemap-6.img")).unwrap();
-    let entries = Pagemap::read(Path::new(REAL), 6).unwrap().unwrap().entries;
+    let entries = Pagemap::read(Path::new(REAL), 6, MOST_RUNS).unwrap().unwrap().entries;
     for length in 0..whole.len() {
         fs::write(pagemap_path(scratch.path(), 6), &whole[..length]).unwrap();
         // Between two messages nothing shows; that pages are missing then shows in the length of the pages.
-        if let Ok(read) = Pagemap::read(scratch.path(), 6) {
+        if let Ok(read) = Pagemap::read(scratch.path(), 6, MOST_RUNS) {
             assert!(read.unwrap().entries.len() < entries.len());
         }
     }
 }
 
 #[test]
+fn mappings_are_read_one_by_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    // Two bytes each, and the last one is cut off: whoever decodes them all first has taken much memory and hears only of that.
+    let empty = [(MM_VMAS << 3 | 2) as u8, 0].repeat(1000);
+    let message = [&empty[..], &[(MM_VMAS << 3 | 2) as u8, 9]].concat();
+    let words = [COMMON.to_le_bytes(), MM.to_le_bytes(), (message.len() as u32).to_le_bytes()].concat();
+    fs::write(scratch.path().join("mm-1.img"), [words, message].concat()).unwrap();
+    let error = read_vmas(scratch.path(), 1).unwrap_err();
+    assert!(matches!(error, ImageError::Range { start: 0, end: 0, .. }), "{error}");
+}
+
+#[test]
+fn what_else_is_in_an_image_of_mappings_is_passed_over() {
+    let scratch = tempfile::tempdir().unwrap();
+    let vma = VmaEntry { start: PAGE, end: 2 * PAGE, flags: 1, status: 2, madv: None }.encode_to_vec();
+    let with = |others: &[u8]| {
+        let vma = [&[(MM_VMAS << 3 | 2) as u8, vma.len() as u8], &vma[..]].concat();
+        let message = [others, &vma].concat();
+        let words = [COMMON.to_le_bytes(), MM.to_le_bytes(), (message.len() as u32).to_le_bytes()].concat();
+        fs::write(scratch.path().join("mm-1.img"), [words, message].concat()).unwrap();
+        read_vmas(scratch.path(), 1)
+    };
+    // A number, eight bytes, text, and four bytes; then none of these.
+    let others =
+        [&[1 << 3, 0xff, 0x7f, 2 << 3 | 1, 1, 2, 3, 4, 5, 6, 7, 8, 3 << 3 | 2, 1, b'x'][..], &[4 << 3 | 5, 1, 2, 3, 4]];
+    assert_eq!(with(&others.concat()).unwrap().len(), 1);
+    assert!(matches!(with(&[1 << 3 | 3]), Err(ImageError::Kind { .. })));
+    assert!(matches!(with(&[1 << 3 | 2, 0x7f]), Err(ImageError::Torn { .. })));
+    assert!(matches!(with(&[0xff; 11]), Err(ImageError::Message { .. })));
+}
+
+#[test]
 fn process_ids_that_cannot_be_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     for pids in [vec![0], vec![u32::MAX], vec![5, 5]] {
-        let entries: Vec<_> = pids.iter().map(|pid| PstreeEntry { pid: *pid, threads: vec![] }).collect();
-        write(scratch.path(), "pstree", PSTREE, &entries);
+        let processes: Vec<(u32, &[u32])> = pids.iter().map(|pid| (*pid, &[][..])).collect();
+        write_processes(scratch.path(), &processes);
         assert!(matches!(read_processes(scratch.path()), Err(ImageError::Pid { .. })), "{pids:?}");
     }
 }
@@ -187,9 +227,7 @@ fn process_ids_that_cannot_be_are_refused() {
 fn what_criu_writes_of_a_zombies_threads_means_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     write_task(scratch.path(), &Pagemap { pages_id: 1, entries: vec![] }, &[anonymous(PAGE..2 * PAGE)], PAGE);
-    let live = PstreeEntry { pid: 1, threads: vec![1] };
-    let zombie = PstreeEntry { pid: 7, threads: vec![0, u32::MAX] };
-    write(scratch.path(), "pstree", PSTREE, &[live, zombie]);
+    write_processes(scratch.path(), &[(1, &[1]), (7, &[0, u32::MAX])]);
     fs::write(pages_path(scratch.path(), 1), "").unwrap();
     let store = crate::memory::Store::at(scratch.path().join("memory"));
     store.create().unwrap();
@@ -223,7 +261,7 @@ proptest! {
             ranges.iter().all(right) && ranges.windows(2).all(|pair| pair[0].end <= pair[1].start)
         };
         match name {
-            "pagemap-1.img" => if let Ok(pagemap) = Pagemap::read(scratch.path(), 1) {
+            "pagemap-1.img" => if let Ok(pagemap) = Pagemap::read(scratch.path(), 1, MOST_RUNS) {
                 prop_assert!(in_order(pagemap.unwrap().entries.into_iter().map(|entry| entry.range).collect()));
             },
             "mm-1.img" => if let Ok(vmas) = read_vmas(scratch.path(), 1) {

@@ -51,7 +51,7 @@ use self::shard::Shard;
 use self::source::Source;
 use self::task::Task;
 use self::uffd::Uffd;
-use super::images::{self, Entry, PE_LAZY, Pagemap};
+use super::images::{self, Entry, MOST_RUNS, PE_LAZY, Pagemap};
 use super::{ADDRESSES, ImageError, PAGE, Pages, Store, Vpid, bytes};
 use crate::failpoint;
 
@@ -134,8 +134,11 @@ impl Memory {
 /// The images are not as [`super::compose`] leaves them.
 pub fn lazy(images: &Path) -> Result<BTreeMap<Vpid, Pages>, ImageError> {
     let mut lazy = BTreeMap::new();
+    // Composing divides runs where a stack begins and ends.
+    let mut most_runs = 2 * MOST_RUNS;
     for vpid in images::tasks_with_pages(images)? {
-        let Some(pagemap) = Pagemap::read_any(images, vpid)? else { continue };
+        let Some(pagemap) = Pagemap::read_any(images, vpid, most_runs)? else { continue };
+        most_runs -= pagemap.entries.len();
         let mut pages = Pages::new();
         for Entry { range, flags } in pagemap.entries.into_iter().filter(|entry| entry.flags & PE_LAZY != 0) {
             // What is in the images as well, CRIU would leave to us, and we have it not.
