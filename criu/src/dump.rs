@@ -15,9 +15,13 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::getppid;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -28,10 +32,11 @@ use crate::handoff::RESTORE_ROOT;
 use crate::log::{self, Triage};
 use crate::memory::{self, ConstantParent};
 use crate::netns::{self, NetnsError, OwnNetns};
+use crate::pidfd;
 use crate::private_mounts;
 use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
-use crate::tasks::TaskError;
+use crate::tasks::{self, TaskError};
 
 pub use crate::runtime_state::find_runtime_root;
 
@@ -51,14 +56,18 @@ const CACHE: &str = "criu.kdat";
 /// Locked in the work directory as long as runc runs.
 const LOCK: &str = "dump.lock";
 
+/// The CRIU that works in the work directory, as its action script noted it.
+const CRIU: &str = "criu.json";
+
 /// What is to be taken away should the process that made the checkpoint die; in the work directory.
 const REMAINS: &str = "remains.json";
 
 /// What `runc checkpoint` leaves in a container's state directory at `post-dump`, also when the tasks are resumed.
 const RUNC_MARKER: &str = "checkpoint";
 
-/// The line with which CRIU ends after it has resumed the tasks (criu/cr-dump.c, `cr_dump_finish`).
+/// The lines with which CRIU ends after it has resumed the tasks, and after it has killed them (criu/cr-dump.c, `cr_dump_finish`).
 const RESUMED: &str = "Dumping FAILED";
+const FINISHED: &str = "Dumping finished successfully";
 
 /// A checkpoint to be made. All paths must be absolute.
 #[derive(Clone, Debug)]
@@ -201,6 +210,10 @@ impl Checkpoint {
             Ok::<_, DumpError>(output?)
         });
         let output = output.map_err(prepare(Path::new("/")))??;
+        if !output.status.success() {
+            // A CRIU whose runtime was killed goes on: it holds the dump, asks the action script, and leaves the cgroup as it found it.
+            wait_for_criu(&self.work_dir);
+        }
         let outcome = self.outcome(&output);
         remains.clear(matches!(outcome, Ok(Outcome::Killed)));
         if let Err(DumpError::Died { .. }) = &outcome {
@@ -268,10 +281,12 @@ impl Checkpoint {
         let held = marker.exists();
         let log = self.work_dir.join("dump.log");
         if held && missing.is_none() {
-            let resumed = log::tail(&log).is_ok_and(|text| text.contains(RESUMED));
-            return match resumed {
-                true => Ok(Outcome::Resumed),
-                false => Err(DumpError::Died { container_id: self.container_id.clone() }),
+            let said = log::tail(&log).unwrap_or_default();
+            return match () {
+                () if said.contains(RESUMED) => Ok(Outcome::Resumed),
+                // The runtime has died, and CRIU went on.
+                () if said.contains(FINISHED) => Ok(Outcome::Killed),
+                () => Err(DumpError::Died { container_id: self.container_id.clone() }),
             };
         }
         let cause = Triage::of_file(&log).or_else(|| command::message(output));
@@ -290,9 +305,41 @@ impl Checkpoint {
 pub fn wait_until_ended(work_dir: &Path) -> Result<(), DumpError> {
     let path = work_dir.join(LOCK);
     match fs::File::open(&path).and_then(|lock| lock.lock()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(prepare(&path)(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(prepare(&path)(error)),
+        _ => {}
     }
+    wait_for_criu(work_dir);
+    Ok(())
+}
+
+/// A process that is meant, and not one that has its id later.
+#[derive(Debug, Serialize, Deserialize)]
+struct Process {
+    pid: i32,
+    started: u64,
+}
+
+/// To be called by the action script at `pre-dump`: notes which CRIU it belongs to, for whoever must know that it has ended.
+///
+/// # Errors
+/// What the file system says.
+pub fn note_criu(work_dir: &Path) -> io::Result<()> {
+    let pid = getppid().as_raw();
+    let started = tasks::start_time(pid).ok_or(io::ErrorKind::NotFound)?;
+    fs::write(work_dir.join(CRIU), serde_json::to_vec(&Process { pid, started })?)
+}
+
+/// Waits for the end of the CRIU that was noted in `work_dir`, whatever became of its runtime. All that keeps it from ending is its
+/// action script, which is answered by then, or will be.
+fn wait_for_criu(work_dir: &Path) {
+    let noted = fs::read(work_dir.join(CRIU)).ok().and_then(|text| serde_json::from_slice::<Process>(&text).ok());
+    let Some(noted) = noted else { return };
+    let Ok(criu) = pidfd::open(noted.pid) else { return };
+    if tasks::start_time(noted.pid) != Some(noted.started) {
+        return;
+    }
+    let mut ended = [PollFd::new(criu.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut ended, PollTimeout::NONE) == Err(Errno::EINTR) {}
 }
 
 /// Takes away what a checkpoint in `work_dir` that has ended left outside of it, if its own process did not live to do that. `gone`: the
@@ -424,6 +471,34 @@ mod tests {
         fs::write(case.checkpoint.work_dir.join("dump.log"), "(00.1) Error (criu/cr-dump.c:1): Dumping FAILED.")
             .unwrap();
         assert_eq!(case.checkpoint.outcome(&exit(1)).unwrap(), Outcome::Resumed);
+    }
+
+    #[test]
+    fn a_criu_that_outlived_its_runtime_says_how_it_ended() {
+        let case = case(&["images/inventory.img", "images/descriptors.json", "root/c/checkpoint"]);
+        fs::write(case.checkpoint.work_dir.join("dump.log"), "(00.731439) Dumping finished successfully").unwrap();
+        assert_eq!(case.checkpoint.outcome(&exit(-1)).unwrap(), Outcome::Killed);
+    }
+
+    #[test]
+    fn the_end_of_a_criu_is_waited_for_whose_runtime_has_died() {
+        let work = tempfile::tempdir().unwrap();
+        let mut criu = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = criu.id().cast_signed();
+        let noted = |started| serde_json::to_vec(&Process { pid, started }).unwrap();
+        // Nobody, and somebody else with that id.
+        wait_for_criu(work.path());
+        let started = tasks::start_time(pid).unwrap();
+        fs::write(work.path().join(CRIU), noted(started + 1)).unwrap();
+        wait_for_criu(work.path());
+        fs::write(work.path().join(CRIU), noted(started)).unwrap();
+        let directory = work.path().to_owned();
+        let waiting = std::thread::spawn(move || wait_until_ended(&directory).unwrap());
+        criu.kill().unwrap();
+        waiting.join().unwrap();
+        assert!(tasks::is_dead(pid));
+        criu.wait().unwrap();
+        note_criu(work.path()).unwrap();
     }
 
     #[test]

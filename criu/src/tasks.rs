@@ -146,6 +146,17 @@ pub(crate) fn is_dying(pid: i32) -> bool {
     !dead && flags.is_some_and(|flags| flags & EXITING != 0)
 }
 
+/// When a process started, in clock ticks since the boot (proc_pid_stat(5), field 22): with it a process id means one process. `None` for
+/// one that is dead.
+pub(crate) fn start_time(pid: i32) -> Option<u64> {
+    if is_dead(pid) {
+        return None;
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The state follows the name, which is in brackets and may hold some itself.
+    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+}
+
 /// The threads of a process; empty when it is gone.
 pub(crate) fn threads(pid: i32) -> impl Iterator<Item = i32> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -192,6 +203,13 @@ mod tests {
     fn a_sockets_inode_is_read_from_its_link() {
         assert_eq!(socket_inode(Path::new("socket:[4711]")), Some(4711));
         assert_eq!(socket_inode(Path::new("pipe:[4711]")), None);
+    }
+
+    #[test]
+    fn a_process_is_known_by_when_it_started() {
+        let own = start_time(std::process::id().cast_signed());
+        assert!(own.is_some_and(|ticks| ticks > 0));
+        assert_eq!(start_time(1 << 23), None);
     }
 
     #[test]

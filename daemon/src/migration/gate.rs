@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use spothop_criu::cgroup;
+use spothop_criu::dump;
 use spothop_criu::failpoint;
 use spothop_criu::hook::{Action, Event};
 use spothop_criu::netns;
@@ -71,6 +72,14 @@ pub enum GateError {
     #[error("CRIU's action script cannot read {path}", path = path.display())]
     Ticket {
         /// The ticket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The script cannot note which CRIU it belongs to.
+    #[error("CRIU's action script cannot write in {path}", path = path.display())]
+    Note {
+        /// The migration's directory.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -192,6 +201,7 @@ pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError
         Some(event) if event.action == Action::PostDump => event,
         Some(event) if event.action == Action::PreDump => {
             failpoint::reach("source:hook:before")?;
+            dump::note_criu(directory).map_err(|source| GateError::Note { path: directory.to_owned(), source })?;
             return Ok(may_begin(&directory.join(SOCKET)));
         }
         _ => return Ok(true),
