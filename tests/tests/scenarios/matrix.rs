@@ -19,11 +19,14 @@ use spothop_tests::torture::sampler::Sampler;
 use crate::scene::Scene;
 
 /// One run for each kind of fault, each at the point where it hurts most.
-const RUNS: [(&str, Fault); 9] = [
+const RUNS: [(&str, Fault); 12] = [
     ("source:committed", Fault::Kill),
     ("source:committed:after", Fault::Kill),
     ("source:frozen:after", Fault::KillOther { side: Side::Source, victim: Victim::Dockerd }),
+    ("source:hook:before", Fault::KillOther { side: Side::Source, victim: Victim::Criu }),
+    ("source:hook:held", Fault::KillOther { side: Side::Source, victim: Victim::Runc }),
     ("source:hook:verdict", Fault::KillOther { side: Side::Source, victim: Victim::Daemon }),
+    ("target:hook:go", Fault::KillOther { side: Side::Target, victim: Victim::Shim }),
     ("target:create:done", Fault::Kill),
     ("target:memory:10", Fault::StreamCut),
     ("target:restored:after", Fault::Error),
