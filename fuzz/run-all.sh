@@ -5,7 +5,7 @@
 #
 # Needs `cargo install cargo-fuzz` and a C++ compiler; the toolchain may be stable. A finding is left in fuzz/artifacts/<target>/;
 # `cargo fuzz run <target> <file>` repeats it. What the fuzzer learns stays in fuzz/corpus (not committed) for the next run; the committed
-# seeds are what honest peers say, written by `cargo run --example seeds` in fuzz/.
+# seeds are what honest peers say, written by `cargo run --example seeds` in fuzz/, and a few inputs that got far.
 set -eu
 minutes=${1:?usage: fuzz/run-all.sh MINUTES [TARGET...]}
 shift
