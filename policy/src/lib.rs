@@ -15,6 +15,7 @@ mod container;
 mod host;
 mod placement;
 mod plan;
+pub mod post_copy;
 mod quantity;
 mod rank;
 mod rates;
