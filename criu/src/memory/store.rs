@@ -107,6 +107,16 @@ impl Store {
         }
     }
 
+    /// The file of `vpid`, made if need be, at least `length` bytes long: so much of it can be read whatever has arrived.
+    pub(super) fn reaching(&self, vpid: Vpid, length: u64) -> io::Result<File> {
+        check(vpid, 0, length)?;
+        let file = self.made(vpid)?;
+        if file.metadata()?.len() < length {
+            file.set_len(length)?;
+        }
+        Ok(file)
+    }
+
     /// Gives everything but zeros in `range` of `vpid` to `sink`, in pieces of at most [`PIECE`] with their addresses, and takes it out
     /// of the store.
     pub(super) fn drain(
