@@ -198,6 +198,14 @@ impl Track {
         self.journal(move |journal, id, side| journal.count_bytes(id, side, stats.raw_bytes, stats.wire_bytes)).await
     }
 
+    /// Records what is to be known about a migration whatever its end.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn remark(&self, reason: String) -> Result<(), JournalError> {
+        self.journal(move |journal, id, side| journal.remark(id, side, &reason)).await
+    }
+
     /// Records that the migration took these volumes away.
     ///
     /// # Errors
