@@ -76,8 +76,7 @@ pub fn compose(images: &Path, store: &Store, restore: Restore) -> Result<Compose
     keep_huge_pages_away(images, plans.keys(), restore)?;
     // What came of it in former rounds must not be taken for it, and needs no memory.
     for (vpid, pages) in &owed {
-        let forget = |range: &Range<u64>| store.zero(*vpid, range.start, range.end - range.start);
-        pages.iter().try_for_each(forget).map_err(access(store.directory()))?;
+        store.forget(*vpid, pages).map_err(access(store.directory()))?;
     }
     let mut composed = Composed { owed, ..Composed::default() };
     for (vpid, plan) in plans {

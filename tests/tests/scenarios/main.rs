@@ -15,6 +15,7 @@ mod files;
 mod matrix;
 mod memory;
 mod network;
+mod post_copy;
 mod processes;
 mod provider;
 mod redis;
@@ -62,6 +63,9 @@ fn main() -> ExitCode {
         memory::every_way_of_memory_keeps_the_connection_and_every_acknowledged_write,
         memory::a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole,
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
+        post_copy::a_container_that_writes_faster_than_the_link_runs_before_all_of_its_memory_is_there,
+        post_copy::a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing,
+        post_copy::a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_container_starts_anew,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,
         network::streams_in_full_flow_lose_no_byte_in_either_direction,

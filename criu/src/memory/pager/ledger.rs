@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::task::NEIGHBOURHOOD;
-use crate::memory::{Pages, Vpid, bytes};
+use crate::memory::{PAGE, Pages, Vpid, bytes};
 
 /// See the module.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ impl Ledger {
     /// then the rest. The same again until it has come.
     pub(super) fn next(&self, most: u64) -> (Vec<(Vpid, Range<u64>)>, u64) {
         let State { owed, bytes: left, wanted, cursor, .. } = &mut *self.lock();
-        let (mut picked, mut room) = (Picked::default(), most.max(NEIGHBOURHOOD));
+        // Whole pages, whatever was measured.
+        let (mut picked, mut room) = (Picked::default(), most.max(NEIGHBOURHOOD) & !(PAGE - 1));
         for &(vpid, place) in wanted.iter() {
             let Some(pages) = owed.get(&vpid) else { continue };
             let block = place & !(NEIGHBOURHOOD - 1);
@@ -119,7 +120,6 @@ fn common(one: &Range<u64>, other: &Range<u64>) -> Range<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::PAGE;
 
     fn at(pages: Range<u64>) -> Range<u64> {
         pages.start * PAGE..pages.end * PAGE
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn all_of_it_is_named_once_and_the_same_again_until_it_has_come() {
         let ledger = ledger();
-        let (first, left) = ledger.next(32 * PAGE);
+        let (first, left) = ledger.next(33 * PAGE - 1);
         assert_eq!((&first[..], left), (&[(1, at(0..32))][..], 52 * PAGE));
         assert_eq!(ledger.next(32 * PAGE).0, first);
         ledger.arrived(first);
