@@ -234,3 +234,14 @@ fn a_step_that_cannot_be_read_is_not_shown() {
     let shown = format!("{error} {error:?}");
     assert!(!shown.contains("hunter2"), "{shown}");
 }
+
+#[test]
+fn a_remark_is_on_one_sides_record_and_decides_nothing() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    begin(&journal, Side::Target);
+    journal.remark("m1", Side::Target, "its memory was lost").unwrap();
+    let reason = |side| journal.record("m1", side).unwrap().reason;
+    assert_eq!((reason(Side::Target).as_deref(), reason(Side::Source)), (Some("its memory was lost"), None));
+    assert_eq!(journal.verdict("m1", Side::Target).unwrap(), None);
+}
