@@ -164,6 +164,9 @@ impl Source<'_> {
     /// Whether memory may follow the container. Not where nothing but CRIU keeps its tasks frozen ([`freeze_behind_criu`]): they are
     /// given away by then, and must not run whatever becomes of CRIU.
     fn may_follow(&self) -> Result<bool, Error> {
+        if !self.memory.is_paged() || !self.context.ways.post_copy() {
+            return Ok(false);
+        }
         let allowed = match self.job.container.labels.get(LABEL_POST_COPY).map(|value| value.trim()) {
             None => true,
             Some("never") => false,
@@ -172,8 +175,7 @@ impl Source<'_> {
                 false
             }
         };
-        let wanted = self.memory.is_paged() && self.context.ways.post_copy() && allowed;
-        Ok(wanted && Freezer::of_pid(self.job.init_pid)?.version() == CgroupVersion::V2)
+        Ok(allowed && Freezer::of_pid(self.job.init_pid)?.version() == CgroupVersion::V2)
     }
 
     async fn reserve(&mut self, target: &mut Conversation) -> Result<(), Error> {
