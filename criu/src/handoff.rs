@@ -107,6 +107,11 @@ impl Directory {
         self.path.join("work")
     }
 
+    /// `owed.sock`: the pager listens here, where pages come after the tasks run ([`crate::memory::pager::ask`]).
+    pub fn owed_socket(&self) -> PathBuf {
+        self.path.join("owed.sock")
+    }
+
     /// `criu.conf`: CRIU's options for this restore; written by the wrapper.
     pub fn criu_conf(&self) -> PathBuf {
         self.path.join("criu.conf")

@@ -16,6 +16,8 @@ use std::thread;
 use spothop_criu::memory::pager::{Counters, Ending, Held, Memory, PagerError, serve};
 use spothop_criu::memory::{PAGE, Pages, Store, Vpid};
 
+#[path = "pager/owed.rs"]
+mod owed;
 #[path = "pager/process.rs"]
 mod process;
 #[path = "pager/task.rs"]

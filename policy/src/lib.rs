@@ -18,6 +18,7 @@ mod estimates;
 mod host;
 mod placement;
 mod plan;
+pub mod post_copy;
 mod quantity;
 mod rank;
 mod rates;

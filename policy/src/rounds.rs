@@ -15,7 +15,7 @@ pub struct Round {
 
 impl Round {
     /// Bytes of memory that the round sent per second, compression and all.
-    fn rate(&self) -> f64 {
+    pub(crate) fn rate(&self) -> f64 {
         self.sent_bytes as f64 / self.elapsed.as_secs_f64().max(1e-3)
     }
 }
@@ -43,7 +43,7 @@ const PROGRESS: f64 = 0.75;
 const MOST: usize = 10;
 
 /// Freeze, dump, restore and COMMIT, besides what is sent: they took 0.5 s on the machines this was built on; a busy host takes longer.
-const AFTER: Duration = Duration::from_secs(5);
+pub(crate) const AFTER: Duration = Duration::from_secs(5);
 
 /// Whether another round is worth it, after at least one. `time_left` is until COMMIT must be written, where that is limited.
 ///

@@ -6,6 +6,8 @@
 //! CRIU registers a userfaultfd for what its `vma_entry_can_be_lazy` says (criu/include/vma.h), and skips at the restore what is marked
 //! lazy (criu/mem.c, `restore_priv_vma_content`); all else must be present. It never leaves the page of a stack pointer to the
 //! userfaultfd (`is_stack`), nor do we.
+//!
+//! Lazy pages may be owed ([`super::write_owed`]): they come when the tasks run. What the store has of them is older.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, DirBuilder, File};
@@ -15,6 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::Path;
 
 use super::images::{self, Entry, ImageError, MOST_RUNS, PARENT_LINK, PE_LAZY, PE_PRESENT, Pagemap, Vma, access};
+use super::owed::{self, read_owed};
 use super::store::{self, Store};
 use super::{PAGE, PIECE, Pages, Vpid};
 
@@ -33,8 +36,30 @@ pub struct Composed {
     /// What the userfaultfd of each task has to be given out of the store. Every task that has memory is there. Registered pages that
     /// are not in here are zeros.
     pub lazy: BTreeMap<Vpid, Pages>,
+    /// Those of them that are not in the store yet.
+    pub owed: BTreeMap<Vpid, Pages>,
     /// Bytes that are in the images, for CRIU to restore.
     pub present: u64,
+}
+
+/// The pages that the tasks of the dump in `images` can do without until they run, if they are restored lazily. Every task that has
+/// memory is there. Nothing is changed.
+///
+/// # Errors
+/// The images cannot be right, or cannot be read.
+pub fn can_be_owed(images: &Path) -> Result<BTreeMap<Vpid, Pages>, ImageError> {
+    let plans = plans(images, Restore::Lazy, MOST_RUNS)?;
+    let mut pages: BTreeMap<Vpid, Pages> = plans.into_iter().map(|(vpid, plan)| (vpid, plan.lazy)).collect();
+    for process in images::read_processes(images)? {
+        let Some(pages) = pages.get_mut(&process.vpid) else { continue };
+        for thread in process.threads {
+            // Whoever restores it writes there, and nobody waits for what comes after that.
+            if let Some(rseq) = images::read_rseq(images, thread)? {
+                pages.remove(rseq.start - rseq.start % PAGE..rseq.end.next_multiple_of(PAGE));
+            }
+        }
+    }
+    Ok(pages)
 }
 
 /// Rewrites the pagemaps and pages in `images`. Nothing is changed when the images are refused; when writing fails, the images and the
@@ -46,8 +71,14 @@ pub struct Composed {
 /// The images cannot be right, or cannot be read or written.
 pub fn compose(images: &Path, store: &Store, restore: Restore) -> Result<Composed, ImageError> {
     let plans = plans(images, restore, MOST_RUNS)?;
-    let mut composed = Composed::default();
+    let owed = read_owed(images)?;
+    check_owed(images, &owed, restore)?;
     keep_huge_pages_away(images, plans.keys(), restore)?;
+    // What came of it in former rounds must not be taken for it, and needs no memory.
+    for (vpid, pages) in &owed {
+        store.forget(*vpid, pages).map_err(access(store.directory()))?;
+    }
+    let mut composed = Composed { owed, ..Composed::default() };
     let mut buffer = vec![0; PIECE as usize];
     for (vpid, plan) in plans {
         plan.carry_out(images, store, vpid, &mut buffer)?;
@@ -92,6 +123,22 @@ fn plans(images: &Path, restore: Restore, most_runs: usize) -> Result<BTreeMap<V
         plans.insert(vpid, plan);
     }
     Ok(plans)
+}
+
+/// Not every page can be waited for.
+fn check_owed(images: &Path, owed: &BTreeMap<Vpid, Pages>, restore: Restore) -> Result<(), ImageError> {
+    let allowed = match restore {
+        Restore::Lazy if !owed.is_empty() => can_be_owed(images)?,
+        _ => BTreeMap::new(),
+    };
+    let none = Pages::new();
+    for (&vpid, pages) in owed {
+        let allowed = allowed.get(&vpid).unwrap_or(&none);
+        if let Some(gap) = pages.iter().find_map(|range| allowed.gaps(range).next()) {
+            return Err(ImageError::Owed { path: owed::path(images), vpid, address: gap.start });
+        }
+    }
+    Ok(())
 }
 
 /// What becomes of one task's pages.
@@ -258,9 +305,11 @@ mod tests {
     use proptest::prelude::*;
     use tempfile::TempDir;
 
-    use super::super::images::tests::{REAL_DUMPED, anonymous, composed, of_file, real, write_processes, write_task};
+    use super::super::images::tests::{
+        REAL_DUMPED, anonymous, composed, of_file, real, write_processes, write_rseq, write_task,
+    };
     use super::super::images::{ADDRESSES, PE_PARENT, read_processes, read_stack_pointer, read_vmas};
-    use super::super::{bytes, holes};
+    use super::super::{bytes, holes, write_owed};
     use super::*;
 
     /// On a tmpfs: other file systems have no offsets as high as addresses.
@@ -346,6 +395,83 @@ mod tests {
                     assert!(present.contains_key(&(pointer - pointer % PAGE)));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_can_be_owed_is_known_from_the_dump_alone() {
+        let scratch = scratch();
+        real(scratch.path());
+        let known = can_be_owed(scratch.path()).unwrap();
+        assert_eq!(can_be_owed(scratch.path()).unwrap(), known, "nothing was changed");
+        let lazy = compose(scratch.path(), &store(&scratch), Restore::Lazy).unwrap().lazy;
+        for process in read_processes(scratch.path()).unwrap() {
+            let mut allowed = lazy[&process.vpid].clone();
+            let rseq: Vec<_> = process
+                .threads
+                .iter()
+                .filter_map(|thread| images::read_rseq(scratch.path(), *thread).unwrap())
+                .collect();
+            for range in rseq {
+                allowed.remove(range.start / PAGE * PAGE..range.end.next_multiple_of(PAGE));
+            }
+            assert_eq!(known[&process.vpid], allowed);
+        }
+        assert!(known.values().map(bytes).sum::<u64>() > 0);
+    }
+
+    #[test]
+    fn owed_pages_are_lazy_and_what_came_of_them_before_is_forgotten() {
+        let scratch = scratch();
+        real(scratch.path());
+        let store = store(&scratch);
+        let (vpid, pages) = can_be_owed(scratch.path()).unwrap().pop_last().unwrap();
+        let all: Vec<u64> = pages.iter().flat_map(|range| range.clone().step_by(PAGE as usize)).collect();
+        all.iter().for_each(|page| store.put(vpid, *page, &[7; PAGE as usize]).unwrap());
+        let owed = BTreeMap::from([(vpid, Pages::from_iter([all[0]..all[0] + PAGE, all[2]..all[2] + PAGE]))]);
+        write_owed(scratch.path(), &owed).unwrap();
+        let composed = compose(scratch.path(), &store, Restore::Lazy).unwrap();
+        assert_eq!(composed.owed, owed);
+        assert!(pages.iter().all(|range| composed.lazy[&vpid].gaps(range).next().is_none()));
+        for page in all {
+            let mut found = [1; PAGE as usize];
+            store.read_at(vpid, page, &mut found).unwrap();
+            assert_eq!(found, [if owed[&vpid].contains(&page) { 0 } else { 7 }; PAGE as usize]);
+        }
+    }
+
+    #[test]
+    fn pages_that_tasks_cannot_wait_for_are_not_owed() {
+        let (lazy, stack, file) = (PAGE..3 * PAGE, 3 * PAGE..4 * PAGE, 4 * PAGE..5 * PAGE);
+        let rseq = 6 * PAGE - 16..6 * PAGE + 16;
+        let vmas = [anonymous(lazy.start..stack.end), of_file(file.clone()), anonymous(file.end..8 * PAGE)];
+        let entries = vec![Entry { range: lazy.start..8 * PAGE, flags: PE_PARENT }];
+        let owing = |owed: Range<u64>, vpid, restore| {
+            let scratch = scratch();
+            let pagemap = Pagemap { pages_id: 1, entries: entries.clone() };
+            write_task(scratch.path(), &pagemap, &vmas, stack.start + 8);
+            write_rseq(scratch.path(), stack.start + 8, rseq.clone());
+            fs::write(images::pages_path(scratch.path(), 1), "").unwrap();
+            write_owed(scratch.path(), &[(vpid, Pages::from_iter([owed]))].into()).unwrap();
+            let composed = compose(scratch.path(), &store(&scratch), restore);
+            let left = Pagemap::read(scratch.path(), 1, MOST_RUNS).ok().flatten() == Some(pagemap);
+            assert!(composed.is_ok() || left, "what is refused is left alone");
+            composed
+        };
+        owing(lazy.clone(), 1, Restore::Lazy).unwrap();
+        owing(7 * PAGE..8 * PAGE, 1, Restore::Lazy).unwrap();
+        let refused = [
+            (lazy.clone(), 1, Restore::Eager, lazy.start),
+            (lazy.clone(), 2, Restore::Lazy, lazy.start),
+            (lazy.start..stack.end, 1, Restore::Lazy, stack.start),
+            (file.clone(), 1, Restore::Lazy, file.start),
+            (5 * PAGE..8 * PAGE, 1, Restore::Lazy, 5 * PAGE),
+            (6 * PAGE..8 * PAGE, 1, Restore::Lazy, 6 * PAGE),
+            (7 * PAGE..9 * PAGE, 1, Restore::Lazy, 8 * PAGE),
+        ];
+        for (pages, vpid, restore, at) in refused {
+            let error = owing(pages, vpid, restore).unwrap_err();
+            assert!(matches!(error, ImageError::Owed { address, .. } if address == at), "{error}");
         }
     }
 

@@ -5,6 +5,7 @@ mod areas;
 mod compose;
 mod holes;
 mod images;
+mod owed;
 mod pagemap;
 pub mod pager;
 mod parent;
@@ -20,12 +21,13 @@ use std::path::PathBuf;
 use rangemap::RangeSet;
 
 pub use areas::{is_being_filled, populated, private_anonymous};
-pub use compose::{Composed, Restore, compose};
+pub use compose::{Composed, Restore, can_be_owed, compose};
 pub use holes::holes;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub use images::fuzzing;
 pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
+pub use owed::{MOST_OWED, read_owed, write_owed};
 pub use parent::{ConstantParent, Why};
 pub use process::{Process, processes};
 pub use reader::{read, read_exact};

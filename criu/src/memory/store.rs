@@ -16,7 +16,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::unistd::{Whence, lseek};
 
 use super::images::{ADDRESSES, MOST_TASKS};
-use super::{PAGE, Vpid};
+use super::{PAGE, Pages, Vpid};
 
 static ZEROS: [u8; PAGE as usize] = [0; PAGE as usize];
 
@@ -105,6 +105,26 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other.map(Some),
         }
+    }
+
+    /// Takes `pages` of `vpid` out of the store. Unlike [`Store::zero`] without looking first, which costs more the more there is.
+    pub(super) fn forget(&self, vpid: Vpid, pages: &Pages) -> io::Result<()> {
+        let Some(file) = self.file(vpid)? else { return Ok(()) };
+        for range in pages.iter() {
+            check(vpid, range.start, range.end - range.start)?;
+            discard(&file, range.clone())?;
+        }
+        Ok(())
+    }
+
+    /// The file of `vpid`, made if need be, at least `length` bytes long: so much of it can be read whatever has arrived.
+    pub(super) fn reaching(&self, vpid: Vpid, length: u64) -> io::Result<File> {
+        check(vpid, 0, length)?;
+        let file = self.made(vpid)?;
+        if file.metadata()?.len() < length {
+            file.set_len(length)?;
+        }
+        Ok(file)
     }
 
     /// Gives everything but zeros in `range` of `vpid` to `sink`, in pieces that fit `buffer` (whole pages) with their addresses, and

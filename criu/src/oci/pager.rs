@@ -36,7 +36,7 @@ use super::gate;
 use crate::cgroup::Grip;
 use crate::handoff::{Directory, RestoreRequest};
 use crate::memory::pager::{self, Counters, Ending, Held, Memory, SOCKET};
-use crate::memory::{ImageError, Store};
+use crate::memory::{ImageError, Store, read_owed};
 use crate::{pidfd, tasks};
 
 /// The hidden verb by which `create` starts the guard.
@@ -117,6 +117,7 @@ pub(super) fn spawn(directory: &Directory) -> Result<Child, OciError> {
 /// Takes away what a former attempt has left, by which the hook knows that there is a pager.
 pub(super) fn forget(directory: &Path) {
     let _ = fs::remove_file(directory.join(GUARD));
+    let _ = fs::remove_file(Directory::at(directory).owed_socket());
 }
 
 /// Says to the guard, if the restore is lazy, that all tasks are there and stopped. An error means that they must not run.
@@ -182,7 +183,11 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     let not_lazy = || NoPager::NotLazy(directory.path().display().to_string());
     let request = RestoreRequest::read(directory)?.ok_or_else(not_lazy)?;
     let store = Store::at(request.lazy.ok_or_else(not_lazy)?);
-    let memory = Memory::open(&store, pager::lazy(&request.images)?)?;
+    let (lazy, owed) = (pager::lazy(&request.images)?, read_owed(&request.images)?);
+    let memory = match owed.is_empty() {
+        true => Memory::open(&store, lazy)?,
+        false => Memory::owing(&store, lazy, &owed, listen(&directory.owed_socket())?)?,
+    };
     let (held, heard) = Held::new()?;
     let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, held: heard };
     Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, held, container: None }))

@@ -209,7 +209,7 @@ fn complain() {
 }
 
 /// The numbers below `count` in an order that jumps about.
-fn shuffled(count: u64) -> impl Iterator<Item = u64> {
+pub(crate) fn shuffled(count: u64) -> impl Iterator<Item = u64> {
     // Coprime to every count that has no such large prime factor.
     (0..count).map(move |number| (number * 1_000_003 + 17) % count)
 }

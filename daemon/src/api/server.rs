@@ -110,7 +110,8 @@ impl From<Error> for Failure {
             }
             Error::Engine(orchestrator::Error::NotRunning { .. })
             | Error::NotOpen { .. }
-            | Error::PeerAnswers { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
+            | Error::PeerAnswers { .. }
+            | Error::RunsHere { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
         };
         Self(status, problem(code, chain(&error)))

@@ -11,7 +11,7 @@ use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay, Times};
 use super::table::Table;
 use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, Status};
 use crate::config::units::show_duration;
-use crate::migration::{Phase, Side};
+use crate::migration::{MEMORY_LOST, Phase, Side};
 
 /// `spothop ps`.
 pub(super) fn containers(containers: &[ContainerView]) -> String {
@@ -196,10 +196,17 @@ fn both(migration: &MigrationView, time: fn(&Times) -> Duration) -> String {
 fn state(migration: &MigrationView) -> String {
     match (migration.outcome, &migration.reason) {
         (None, _) => migration.phase.to_string(),
-        (Some(Outcome::Moved), _) => "moved".to_owned(),
+        (Some(Outcome::Moved), _) => {
+            lost(migration).map_or_else(|| "moved".to_owned(), |lost| format!("moved: {lost}"))
+        }
         (Some(Outcome::Aborted), None) => "aborted".to_owned(),
         (Some(Outcome::Aborted), Some(reason)) => format!("aborted: {reason}"),
     }
+}
+
+/// What became of memory that was to follow, if it did not.
+fn lost(migration: &MigrationView) -> Option<&str> {
+    migration.reason.as_deref().filter(|reason| reason.starts_with(MEMORY_LOST))
 }
 
 /// One migration with its phases: when each was entered, counted from the first, and how long it lasted.
@@ -239,6 +246,7 @@ pub(super) fn migration(migration: &MigrationView) -> String {
                 Bytes(migration.bytes_sent),
                 Bytes(migration.bytes_on_wire)
             )
+            .and_then(|()| lost(migration).map_or(Ok(()), |lost| writeln!(out, "  but {lost}")))
         }
     };
     out.push_str(&timeline(migration));

@@ -35,6 +35,9 @@ impl Default for Memory {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
+    /// As `pre-copy`; but what is left when it is frozen follows after it runs, where that spares a long freeze and surely ends before
+    /// the deadline. Until it has followed, the loss of either host is the loss of the memory.
+    PostCopy,
     /// Its memory goes over in rounds while it runs, and only what was written since is sent while it is frozen.
     #[default]
     PreCopy,

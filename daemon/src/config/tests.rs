@@ -188,3 +188,14 @@ fn an_unusable_host_name_asks_for_one() {
     let error = Config::parse("", Path::new("/etc/spothop/config.toml"), "my host").unwrap_err();
     insta::assert_snapshot!(error, @r#"this machine's host name will not do: `my host` is not a host name; use letters, digits, `-` and `.`, 253 characters at most, as in its certificate; set [host] name in /etc/spothop/config.toml"#);
 }
+
+#[test]
+fn memory_follows_only_where_somebody_says_so() {
+    use super::memory::Mode;
+    assert_eq!(parse("").unwrap().memory.mode, Mode::PreCopy);
+    assert_eq!(parse("[memory]\nmode = 'post-copy'").unwrap().memory.mode, Mode::PostCopy);
+    // Whoever cannot do the one does the next.
+    assert!(Mode::PostCopy < Mode::PreCopy && Mode::PreCopy < Mode::StopAndCopy);
+    let refused = message("[memory]\nmode = 'postcopy'");
+    assert!(refused.contains("post-copy"), "{refused}");
+}

@@ -374,6 +374,20 @@ impl Journal {
             .collect()
     }
 
+    /// Notes what is to be known about a migration whatever its end.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn remark(&self, id: &str, side: Side, reason: &str) -> Result<(), JournalError> {
+        self.transact("noted a remark", |tx| {
+            tx.execute(
+                "UPDATE migration SET reason = ?3 WHERE id = ?1 AND side = ?2",
+                params![id, side.to_string(), reason],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Adds to the bytes a migration has sent (or received).
     ///
     /// # Errors

@@ -363,3 +363,14 @@ fn a_journal_of_version_1_is_taken_over_with_all_that_is_in_it() {
     assert_eq!(journal.samples(9).unwrap().len(), 1);
     assert_eq!(journal.record("m1", source).unwrap().predicted, predicted(1_500, 400));
 }
+
+#[test]
+fn a_remark_is_on_one_sides_record_and_decides_nothing() {
+    let (_directory, journal) = journal();
+    begin(&journal, Side::Source);
+    begin(&journal, Side::Target);
+    journal.remark("m1", Side::Target, "its memory was lost").unwrap();
+    let reason = |side| journal.record("m1", side).unwrap().reason;
+    assert_eq!((reason(Side::Target).as_deref(), reason(Side::Source)), (Some("its memory was lost"), None));
+    assert_eq!(journal.verdict("m1", Side::Target).unwrap(), None);
+}

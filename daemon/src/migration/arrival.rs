@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::error::chain;
+use super::filling::Filling;
 use super::handoff::Handoff;
 use super::message::{Answer, Request};
 use super::moving::Moving;
@@ -135,12 +136,80 @@ impl Target {
 
     async fn it_runs(self, source: Option<Conversation>) {
         self.track.surely("recording that it runs", || self.track.enter(Phase::Running).boxed()).await;
+        let source = self.become_whole(source).await;
         let _ = self.track.reach("running:reply");
         if let Some(mut source) = source {
             // It says COMMIT again if it does not hear this, and is answered from the journal.
             let _ = source.reply(&Answer::Running).await;
         }
         self.tidy_up().await;
+    }
+
+    /// Returns when nothing of it is needed from its source any more; with the session, if that has lasted.
+    async fn become_whole(&self, source: Option<Conversation>) -> Option<Conversation> {
+        if !self.offer.post_copy {
+            return source;
+        }
+        let filling = Filling::of(&self.context, &self.track);
+        let mut session = source;
+        if let Some(source) = &mut session
+            && let Err(failure) = filling.fetch(source).await
+        {
+            warn!(migration = %self.track.id, error = chain(&failure), "the rest of the memory has not followed yet; the source will say COMMIT again");
+            session = None;
+        }
+        let mut inquiry = self.context.providers.inquire(self.offer.instance.clone());
+        let mut before = u64::MAX;
+        while let Some(missing) = filling.missing().await {
+            // Another session may be at it.
+            if missing >= before
+                && let Err(failure) = self.mourn(&filling, &mut inquiry).await
+            {
+                warn!(migration = %self.track.id, error = chain(&failure), "what becomes of the missing memory is not known");
+            }
+            before = missing;
+            sleep(ASK_AGAIN).await;
+        }
+        self.track.surely("starting the container from its files", || self.start_if_lost(&filling).boxed()).await;
+        session
+    }
+
+    /// Says that the missing memory is lost, once it is: by somebody's word, or because its source cannot run any more.
+    async fn mourn(&self, filling: &Filling<'_>, inquiry: &mut Inquiry) -> Result<(), Error> {
+        if filling.lost().await?.is_some() {
+            return filling.say_lost().await;
+        }
+        let Err(failure) = self.ask_source().await else { return Ok(()) };
+        info!(migration = %self.track.id, error = chain(&failure), "the source does not answer, and has memory of a container that runs here");
+        let occasion = Occasion { cause: &self.offer.cause, deadline: self.offer.deadline };
+        let word = inquiry.word().await;
+        if occasion.fences(Instance::from(&word), Timestamp::now()) {
+            filling.lose(format!("the source is silent and cannot run any more: {word}")).await?;
+        }
+        Ok(())
+    }
+
+    /// A container whose memory was lost is dead by now. It is ours whatever its restart policy says, as after a power cut.
+    async fn start_if_lost(&self, filling: &Filling<'_>) -> Result<(), Error> {
+        let Some(reason) = filling.lost().await? else { return Ok(()) };
+        self.track.remark(reason).await?;
+        let unsettled = self.track.unsettled().await?;
+        let Some((id, _)) = unsettled.into_iter().find(|(_, step)| matches!(step, Step::Lost { .. })) else {
+            return Ok(());
+        };
+        let created = self.created.as_ref().ok_or(Error::NotCreated)?;
+        let dead = async {
+            while !matches!(self.context.engine.inspect(&created.id).await, Err(orchestrator::Error::NotRunning { .. }))
+            {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        if timeout(START, dead).await.is_err() {
+            // One that a former daemon has started is not to be told from this.
+            warn!(migration = %self.track.id, "the container whose memory is lost runs");
+        }
+        self.try_start_anew().await?;
+        Ok(self.track.settled(id).await?)
     }
 
     /// Its memory went with this host's power after COMMIT, like that of every container here. It is started like them.
@@ -365,7 +434,10 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
         Return::Wait => target.await_verdict(None).await,
         Return::Run => target.run_until_it_runs(None).await,
         Return::Start => target.start_anew().await,
-        Return::CleanUp | Return::GiveUp => target.tidy_up().await,
+        Return::CleanUp | Return::GiveUp => {
+            target.become_whole(None).await;
+            target.tidy_up().await;
+        }
     }
     Ok(())
 }

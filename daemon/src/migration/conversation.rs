@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spothop_transfer::Session;
+use tracing::warn;
 
 use super::Error;
 use super::message::{Answer, Request};
@@ -124,6 +125,10 @@ impl Conversation {
     }
 
     fn parse<T: DeserializeOwned>(&self, message: &[u8], step: &'static str) -> Result<T, Error> {
-        serde_json::from_slice(message).map_err(|_| self.out_of_turn(step))
+        serde_json::from_slice(message).map_err(|error| {
+            // What it was may be a secret; where it goes wrong is none.
+            warn!(peer = self.peer(), %error, step, "a message makes no sense here");
+            self.out_of_turn(step)
+        })
     }
 }

@@ -16,6 +16,7 @@ use tracing::{error, warn};
 
 use super::error::chain;
 use super::gate::Gate;
+use super::lending::lend;
 use super::message::{Answer, Request};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
@@ -27,7 +28,7 @@ use crate::orchestrator::{self, Orchestrator, RestartPolicy};
 const ENGINE: Duration = Duration::from_secs(5);
 
 /// For the target to let the tasks run.
-const RUN: Duration = Duration::from_secs(60);
+pub(super) const RUN: Duration = Duration::from_secs(60);
 
 /// A dump that is under way or held at the gate.
 #[derive(Debug, Default)]
@@ -274,7 +275,8 @@ impl Ending {
             None => self.context.connect(&self.target, 1).await?,
         };
         let decided = Request::Decided { migration: self.track.id.to_string(), verdict, reason };
-        match target.ask(&decided, STEP_NAME, RUN).await? {
+        let answer = target.ask(&decided, STEP_NAME, RUN).await?;
+        match lend(&self.track, &mut target, answer, STEP_NAME).await? {
             answer @ (Answer::Running | Answer::Gone) => Ok(answer),
             _ => Err(target.out_of_turn(STEP_NAME)),
         }

@@ -165,6 +165,17 @@ pub enum Error {
         /// The other host.
         peer: String,
     },
+    /// What runs with half of its memory has been seen by others.
+    #[error(
+        "the container of migration {id} runs here since {peer} gave it away, and cannot go back; `spothop resolve {id} --here` gives up the \
+         memory that is still there"
+    )]
+    RunsHere {
+        /// The migration.
+        id: String,
+        /// The other host.
+        peer: String,
+    },
     /// A host asks about what two others have between them.
     #[error("migration {migration} is none of {peer}'s")]
     NotYours {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use std::vec::IntoIter;
 
 use nix::time::{ClockId, clock_gettime};
+use spothop_criu::memory::pager::Piece;
 use spothop_criu::memory::tracking::{Method, Tracker};
 use spothop_criu::memory::{self, PIECE, Pages, Process, Vpid};
 use spothop_transfer::{Extent, ExtentSource};
@@ -60,6 +61,19 @@ pub(super) fn is_being_filled(init_pid: i32) -> Result<bool, Error> {
         }
     }
     Ok(false)
+}
+
+/// Pages of a container that is frozen for good, or why they are not to be had any more: processes of it have died.
+pub(super) fn of_frozen(init_pid: i32, pages: &[Piece]) -> Result<Result<Arc<Batch>, String>, Error> {
+    let mut memory = Memory::new(init_pid, None);
+    memory.meet(&memory::processes(init_pid)?);
+    for &(vpid, start, end) in pages {
+        match memory.tasks.get_mut(&vpid) {
+            Some(task) => task.to_send.insert(start..end),
+            None => return Ok(Err(format!("process {vpid} of it has died at the source"))),
+        }
+    }
+    Ok(Ok(memory.batch(true, None)))
 }
 
 impl Memory {
@@ -119,6 +133,19 @@ impl Memory {
             task.to_send = pages;
         }
         Ok(())
+    }
+
+    /// Takes what of it may be sent later, and is named in `allowed`, from what is to be sent: at most `ranges` ranges.
+    pub(super) fn put_off(&mut self, mut allowed: BTreeMap<Vpid, Pages>, mut ranges: usize) -> BTreeMap<Vpid, Pages> {
+        let mut later = BTreeMap::new();
+        for (vpid, task) in &mut self.tasks {
+            let Some(allowed) = allowed.remove(vpid) else { continue };
+            let common: Pages = task.to_send.intersection(&allowed).take(ranges).collect();
+            ranges -= common.iter().count();
+            common.iter().for_each(|range| task.to_send.remove(range.clone()));
+            later.insert(*vpid, common);
+        }
+        later
     }
 
     /// How much is to be sent, in bytes.
@@ -349,6 +376,21 @@ mod tests {
         assert_eq!(memory.tasks[&1].to_send, pages([(0x4000, 0x6000)]));
         assert_eq!(memory.to_send(), 0x3000);
         assert!(matches!(memory.owe([(8, pages([(0x1000, 0x2000)]))].into()), Err(Error::StrangeTask { vpid: 8 })));
+    }
+
+    #[test]
+    fn only_what_may_follow_is_put_off() {
+        let mut memory = with_tasks(&[1, 7]);
+        memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x1000, 0x4000), (0x8000, 0x9000)]);
+        memory.tasks.get_mut(&7).unwrap().to_send = pages([(0x1000, 0x2000)]);
+        let allowed = [(1, pages([(0x2000, 0x3000), (0x8000, 0xa000)])), (9, pages([(0, 0x1000)]))];
+        let later = memory.put_off(allowed.clone().into(), 9);
+        assert_eq!(later, [(1, pages([(0x2000, 0x3000), (0x8000, 0x9000)]))].into());
+        assert_eq!(memory.tasks[&1].to_send, pages([(0x1000, 0x2000), (0x3000, 0x4000)]));
+        assert_eq!(memory.to_send(), 0x3000);
+        memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x1000, 0x4000), (0x8000, 0x9000)]);
+        let later = memory.put_off(allowed.into(), 1);
+        assert_eq!(later, [(1, pages([(0x2000, 0x3000)]))].into());
     }
 
     #[test]

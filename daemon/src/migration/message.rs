@@ -15,6 +15,8 @@
 //!   Images [files] ──────────────────────► Done                          Transferred
 //!   Restore ─────────────────────────────► Done (held)                   Restored
 //!   Decided{commit} ─────────────────────► Running                       Committed, Running
+//!      the same, if memory follows ──────► Lacking, and so on until Running
+//!      ▲ [Pages] or Lost ─────────────────►
 //!   Decided{abort}, at any time before ──► Gone                          Aborted
 //!
 //!   (target, when the session broke)
@@ -28,6 +30,8 @@ use jiff::Timestamp;
 use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize};
 use spothop_criu::handoff::is_migration_id;
+use spothop_criu::memory::pager::Piece;
+use spothop_criu::memory::{ADDRESSES, PAGE};
 
 use super::Verdict;
 use crate::orchestrator::{Image, Recipe};
@@ -38,6 +42,9 @@ const LONGEST_REASON: usize = 4096;
 
 /// The most images that a probe asks for: each is a question to the engine. More than any host has containers.
 const MOST_IMAGES: usize = 10_000;
+
+/// The most that is asked for at once of pages that follow, in bytes.
+const MOST_LACKING: u64 = 16 << 20;
 
 /// A request. All but `Ask` are the source's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -64,6 +71,12 @@ pub enum Request {
         bytes: u64,
         /// Whether the tasks are frozen by now.
         frozen: bool,
+    },
+    /// To `Lacking`: it is not here any more.
+    Lost {
+        /// Why, for the operator.
+        #[serde(deserialize_with = "reason")]
+        reason: String,
     },
     /// A stream with the last changes of the files follows.
     LastFiles,
@@ -100,7 +113,11 @@ pub enum Answer {
     /// To `Probe`.
     Facts(Box<spothop_policy::Facts>),
     /// To `Offer`: room is reserved.
-    Accepted,
+    Accepted {
+        /// Whether memory may follow, as was offered.
+        #[serde(default, skip_serializing_if = "is_false")]
+        post_copy: bool,
+    },
     /// To `Offer`: no, and why.
     Refused {
         /// For the operator.
@@ -117,8 +134,16 @@ pub enum Answer {
     },
     /// The step is done.
     Done,
-    /// To `Decided{commit}`: the tasks run.
+    /// To `Decided{commit}`: the tasks run, and nothing is needed of the source any more.
     Running,
+    /// To `Decided{commit}`, and to the pages that follow: the tasks run, and lack these. `Pages` or `Lost` is to follow.
+    Lacking {
+        /// What is to be sent now.
+        #[serde(deserialize_with = "lacking")]
+        pages: Vec<Piece>,
+        /// How much is lacking in all, in bytes.
+        bytes: u64,
+    },
     /// To `Decided{abort}`: nothing of the migration is left here.
     Gone,
     /// To `Ask`.
@@ -164,6 +189,9 @@ pub struct Offer {
     /// Where its standard streams led when it started, as its runtime noted it.
     #[serde(default, deserialize_with = "descriptors")]
     pub descriptors: Vec<String>,
+    /// Whether memory may follow when the container runs already.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub post_copy: bool,
     /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
     #[serde(default)]
     pub instance: Option<Instance>,
@@ -193,6 +221,26 @@ fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     text.truncate(text.floor_char_boundary(LONGEST_REASON));
     let harmless = |letter: char| !letter.is_control() || letter == '\n' || letter == '\t';
     Ok(text.chars().map(|letter| if harmless(letter) { letter } else { ' ' }).collect())
+}
+
+/// Pages of processes, whole ones, and no more at once than is read in a moment.
+fn lacking<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Piece>, D::Error> {
+    let pages = Vec::<Piece>::deserialize(from)?;
+    let is_page = |address: &u64| address.is_multiple_of(PAGE) && *address <= ADDRESSES;
+    let is_piece = |(vpid, start, end): &Piece| *vpid > 0 && start < end && is_page(start) && is_page(end);
+    if let Some((vpid, start, _)) = pages.iter().find(|piece| !is_piece(piece)) {
+        return Err(D::Error::custom(format_args!("there are no pages of process {vpid} at {start:#x}")));
+    }
+    let bytes = pages.iter().fold(0, |bytes: u64, (_, start, end)| bytes.saturating_add(end - start));
+    if bytes > MOST_LACKING {
+        return Err(D::Error::custom(format_args!("{bytes} bytes are more than is sent at once")));
+    }
+    Ok(pages)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 fn maybe_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
@@ -251,6 +299,7 @@ mod tests {
             memory_bytes: 1,
             paged: false,
             descriptors: vec!["pipe:[1]".into()],
+            post_copy: false,
             instance: None,
         }
     }
@@ -318,6 +367,28 @@ mod tests {
         assert!(
             matches!(serde_json::from_value(said).unwrap(), Request::Decided { reason: Some(text), .. } if text == " ")
         );
+    }
+
+    #[test]
+    fn only_whole_pages_of_processes_are_lacking_and_not_too_many() {
+        let said = |pages: serde_json::Value| {
+            serde_json::from_value::<Answer>(serde_json::json!({ "answer": "lacking", "bytes": 1, "pages": pages }))
+        };
+        assert!(matches!(said(serde_json::json!([[1, 4096, 12288]])).unwrap(), Answer::Lacking { .. }));
+        let top = ADDRESSES;
+        for wrong in [[0, 4096, 8192], [1, 4095, 8192], [1, 4096, 8191], [1, 8192, 8192], [1, top, top + 4096]] {
+            said(serde_json::json!([wrong])).unwrap_err();
+        }
+        said(serde_json::json!([[1, 0, MOST_LACKING], [1, MOST_LACKING, MOST_LACKING + 4096]])).unwrap_err();
+    }
+
+    #[test]
+    fn without_memory_that_follows_the_words_are_those_of_before() {
+        let accepted = serde_json::to_string(&Answer::Accepted { post_copy: false }).unwrap();
+        assert_eq!(accepted, r#"{"answer":"accepted"}"#);
+        let heard: Answer = serde_json::from_str(&accepted).unwrap();
+        assert!(matches!(heard, Answer::Accepted { post_copy: false }));
+        assert!(!serde_json::to_string(&offer()).unwrap().contains("post_copy"));
     }
 
     #[test]

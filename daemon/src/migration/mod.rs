@@ -7,6 +7,7 @@
 //! | `source`, `ending` | the source's way to COMMIT, and what follows COMMIT or ABORT |
 //! | `target`, `arrival`, `handoff` | the target's way to the restored tasks, what becomes of them, and the talk with the restoring runtime |
 //! | `outgoing`, `memory`, `packing`, `ways` | memory page by page: the source's rounds, its bookkeeping, scattered pages on the wire, and what a host can do of it |
+//! | `lending`, `filling` | memory that follows a container that runs already: the source's side, and the target's |
 //! | `gate` | CRIU's action script, which holds the dump until the verdict |
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
@@ -16,7 +17,7 @@
 //!
 //! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
 //! ([`protocol`]). COMMIT is written only when the target holds the tasks restored and stopped. The source's tasks stay frozen from
-//! then until the target runs. The target's tasks run only after COMMIT was heard, or when the source cannot run any more.
+//! then until the target runs, with all of their memory. The target's tasks run only after COMMIT was heard, or when the source cannot run any more.
 
 mod arrival;
 mod context;
@@ -24,11 +25,13 @@ mod conversation;
 mod ending;
 mod error;
 pub mod evacuation;
+mod filling;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gate;
 mod handoff;
+mod lending;
 mod logs;
 mod memory;
 pub mod message;
@@ -56,6 +59,7 @@ use self::moving::Moving;
 pub use self::context::Context;
 pub use self::conversation::Conversation;
 pub use self::error::{Error, chain};
+pub use self::filling::MEMORY_LOST;
 pub use self::logs::{CriuLog, Logs};
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use spothop_criu::memory::holes;
+use spothop_criu::memory::{MOST_OWED, can_be_owed, holes, write_owed};
+use spothop_policy::post_copy;
 use spothop_policy::rounds::{self, Round};
 use tokio::task::spawn_blocking;
 use tracing::info;
@@ -25,6 +26,11 @@ pub(super) struct Outgoing<'a> {
     memory: Option<Arc<Mutex<Memory>>>,
     meter: &'a Meter,
     commit_by: Instant,
+    /// What the rounds of pre-copy have shown.
+    rounds: Vec<Round>,
+    /// Whether memory may follow when the container runs already, and whether it does.
+    may_follow: bool,
+    follows: bool,
 }
 
 impl<'a> Outgoing<'a> {
@@ -36,7 +42,12 @@ impl<'a> Outgoing<'a> {
         commit_by: Instant,
     ) -> Self {
         let memory = context.ways.outgoing(job.init_pid).map(|memory| Arc::new(Mutex::new(memory)));
-        Self { context, track, job, memory, meter, commit_by }
+        Self { context, track, job, memory, meter, commit_by, rounds: Vec::new(), may_follow: false, follows: false }
+    }
+
+    /// Target and container are such that memory may follow.
+    pub(super) fn let_follow(&mut self) {
+        self.may_follow = true;
     }
 
     /// Whether it goes over page by page, and not in CRIU's images.
@@ -45,7 +56,7 @@ impl<'a> Outgoing<'a> {
     }
 
     /// Pre-copy: in rounds, until another one would not shorten the freeze.
-    pub(super) async fn send_running(&self, target: &mut Conversation) -> Result<(), Error> {
+    pub(super) async fn send_running(&mut self, target: &mut Conversation) -> Result<(), Error> {
         let mut left = self.look(Memory::look).await?;
         let mut rounds = Vec::new();
         let mut another = rounds::first(left, self.job.bytes_per_second, self.time_left());
@@ -63,16 +74,34 @@ impl<'a> Outgoing<'a> {
         if let Err(enough) = another {
             info!(migration = %self.track.id, rounds = rounds.len(), left, ?enough, "the container is frozen now");
         }
+        self.rounds = rounds;
         Ok(())
     }
 
     /// Finds what was written since, now that the tasks are frozen. Before CRIU touches them: it resets what the kernel notes of writes.
-    pub(super) async fn look_at_frozen(&self) -> Result<(), Error> {
-        self.look(Memory::look_at_frozen).await.map(drop)
+    pub(super) async fn look_at_frozen(&mut self) -> Result<(), Error> {
+        let left = self.look(Memory::look_at_frozen).await?;
+        if self.may_follow {
+            let admitted = post_copy::may_follow(left, &self.rounds, self.time_left());
+            self.follows = admitted.is_ok();
+            match admitted {
+                Ok(sending) => {
+                    info!(migration = %self.track.id, left, ?sending, "what is left of the memory will follow")
+                }
+                Err(reason) => {
+                    info!(migration = %self.track.id, left, ?reason, "what is left of the memory is sent now")
+                }
+            }
+        }
+        Ok(())
     }
 
-    /// Sends that.
+    /// Sends that, unless it shall follow.
     pub(super) async fn send_changed(&self, target: &mut Conversation) -> Result<(), Error> {
+        if self.follows { Ok(()) } else { self.send_all(target).await }
+    }
+
+    async fn send_all(&self, target: &mut Conversation) -> Result<(), Error> {
         let left = self.memory.as_ref().map_or(0, |memory| lock(memory).to_send());
         match left {
             0 => Ok(()),
@@ -80,10 +109,19 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Pages that CRIU's dump in `images` has left to us, and that the target does not have yet.
+    /// Pages that CRIU's dump in `images` has left to us, and that the target does not have yet. Of what shall follow a list is put among
+    /// the images.
     pub(super) async fn send_missing(&self, target: &mut Conversation, images: PathBuf) -> Result<(), Error> {
-        self.look(move |memory| memory.owe(holes(&images)?)).await?;
-        self.send_changed(target).await
+        let follows = self.follows;
+        let owe = move |memory: &mut Memory| {
+            memory.owe(holes(&images)?)?;
+            if follows {
+                write_owed(&images, &memory.put_off(can_be_owed(&images)?, MOST_OWED))?;
+            }
+            Ok(())
+        };
+        self.look(owe).await?;
+        self.send_all(target).await
     }
 
     /// Until COMMIT, when a notice sets the time.

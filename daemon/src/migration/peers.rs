@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use tracing::info;
 
 use super::error::chain;
+use super::filling::Filling;
 use super::message::{Answer, Request};
 use super::{Context, Conversation, Error, Phase, Side, Track, Verdict, target};
 
@@ -48,7 +49,7 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
             }
             Request::Decided { migration, verdict, .. } => {
                 let track = of_peer(&context, &name, Side::Target, &migration).await;
-                async { confirm(&context, &track?, verdict).await }.await
+                async { confirm(&context, &track?, verdict, &mut peer).await }.await
             }
             _ => Err(peer.out_of_turn("a step without an offer")),
         };
@@ -68,7 +69,12 @@ async fn of_peer(context: &Context, peer: &str, side: Side, migration: &str) -> 
 
 /// A source tells its verdict in a session of its own, because the first one broke, and hears what stands in our journal. The
 /// migration's own task hears of a COMMIT by asking; here we only wait until it has acted.
-async fn confirm(context: &Context, track: &Track, verdict: Verdict) -> Result<Answer, Error> {
+async fn confirm(
+    context: &Context,
+    track: &Track,
+    verdict: Verdict,
+    source: &mut Conversation,
+) -> Result<Answer, Error> {
     let mut events = context.events.watch();
     if verdict == Verdict::Abort {
         track.decide(Verdict::Abort, Some("the source goes on".to_owned())).await?;
@@ -86,5 +92,12 @@ async fn confirm(context: &Context, track: &Track, verdict: Verdict) -> Result<A
             let _ = events.recv().await;
         }
     });
-    waited.await.unwrap_or(Err(Error::TimedOut { step: "acting on the verdict", limit: RUN }))
+    match waited.await.unwrap_or(Err(Error::TimedOut { step: "acting on the verdict", limit: RUN }))? {
+        Answer::Running if verdict == Verdict::Commit => {
+            // What this session does not bring, the next one will.
+            Filling::of(context, track).fetch(source).await?;
+            Ok(Answer::Running)
+        }
+        answer => Ok(answer),
+    }
 }

@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::filling::Filling;
 use super::protocol::Occasion;
 use super::{Context, Error, Phase, Side, Track, Verdict};
 use crate::api::{MigrationView, Open, Runs};
+
+const REASON: &str = "resolved by hand";
 
 /// What is known about a migration that is open, and what either answer would do.
 ///
@@ -34,6 +37,15 @@ pub async fn look(context: &Arc<Context>, migration: MigrationView) -> Result<Op
             "takes the container back; if the target runs it after all, it runs twice",
             "removes the container here; if the target does not run it after all, the container is lost",
         ),
+        (Side::Target, Some(Verdict::Commit), Phase::Running)
+            if Filling::of(context, &track).missing().await.is_some() =>
+        {
+            (
+                "the container runs here, and part of its memory is still at its source, which gave it away for good",
+                "gives that memory up: the container is killed here and started from its files",
+                "is refused: what has run here does not go back",
+            )
+        }
         (side, _, phase) => return Err(Error::NotOpen { id: migration.id, side, phase }),
     };
     let peer = match context.connect(&migration.peer, 1).await {
@@ -62,11 +74,15 @@ pub async fn resolve(context: &Arc<Context>, migration: MigrationView, runs: Run
         return Err(Error::PeerAnswers { id, peer });
     }
     tracing::warn!(migration = id, %side, "resolved by hand: the container runs {runs}");
-    record(&context.track(&id, side, &container), runs).await
+    let track = context.track(&id, side, &container);
+    match (track.standing().await?.phase, side, runs) {
+        (Phase::Running, Side::Target, Runs::Here) => Filling::of(context, &track).lose(REASON.to_owned()).await,
+        (Phase::Running, Side::Target, Runs::There) => Err(Error::RunsHere { id, peer }),
+        _ => record(&track, runs).await,
+    }
 }
 
 async fn record(track: &Track, runs: Runs) -> Result<(), Error> {
-    const REASON: &str = "resolved by hand";
     match (track.side, runs) {
         (Side::Target, Runs::Here) => track.decide(Verdict::Commit, Some(REASON.to_owned())).await.map(drop),
         (Side::Target, Runs::There) => track.decide(Verdict::Abort, Some(REASON.to_owned())).await.map(drop),

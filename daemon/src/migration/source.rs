@@ -15,7 +15,7 @@ use spothop_criu::{tasks, watches};
 use spothop_policy::Times;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
@@ -29,7 +29,7 @@ use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Worksp
 use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
-use crate::orchestrator::{Container, Mode, OldCopy, Volume};
+use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
 
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
 pub(super) const STEP: Duration = Duration::from_secs(60);
@@ -180,7 +180,25 @@ impl Source<'_> {
         Ok(())
     }
 
-    async fn reserve(&self, target: &mut Conversation) -> Result<(), Error> {
+    /// Whether memory may follow the container. Not where nothing but CRIU keeps its tasks frozen ([`freeze_behind_criu`]): they are
+    /// given away by then, and must not run whatever becomes of CRIU.
+    fn may_follow(&self) -> Result<bool, Error> {
+        if !self.memory.is_paged() || !self.context.ways.post_copy() {
+            return Ok(false);
+        }
+        let allowed = match self.job.container.labels.get(LABEL_POST_COPY).map(|value| value.trim()) {
+            None => true,
+            Some("never") => false,
+            Some(other) => {
+                warn!(migration = %self.track.id, value = other, "the label {LABEL_POST_COPY} knows only `never`, which is taken to be meant");
+                false
+            }
+        };
+        Ok(allowed && Freezer::of_pid(self.job.init_pid)?.version() == CgroupVersion::V2)
+    }
+
+    async fn reserve(&mut self, target: &mut Conversation) -> Result<(), Error> {
+        let may_follow = self.may_follow()?;
         let offer = Request::Offer(Box::new(Offer {
             migration: self.job.id.clone(),
             cause: self.job.cause.clone(),
@@ -189,10 +207,16 @@ impl Source<'_> {
             memory_bytes: self.memory_bytes,
             paged: self.memory.is_paged(),
             descriptors: self.runtime_state().await?.descriptors,
+            post_copy: may_follow,
             instance: self.context.instance.get().cloned(),
         }));
         match target.ask(&offer, "the reservation", STEP).await? {
-            Answer::Accepted => Ok(()),
+            Answer::Accepted { post_copy } => {
+                if may_follow && post_copy {
+                    self.memory.let_follow();
+                }
+                Ok(())
+            }
             Answer::Refused { reason } => Err(Error::Refused { peer: self.job.target.clone(), reason }),
             _ => Err(target.out_of_turn("the reservation")),
         }

@@ -69,6 +69,11 @@ pub enum Step {
     /// Source: `runc checkpoint` runs, held by its action script until the verdict, which the script reads in the journal. Its undo
     /// is to wait for its end, before anything else is undone: CRIU leaves the freezer as it found it.
     Checkpoint,
+    /// Target: memory that was to follow is lost. Not undone but done: the container is killed and started from its files.
+    Lost {
+        /// Why.
+        reason: String,
+    },
     /// Target: the marker that keeps the wrapper from cold-starting a half-made container.
     Pending {
         /// The marker.

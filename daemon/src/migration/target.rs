@@ -62,7 +62,7 @@ pub(super) async fn take(context: Arc<Context>, mut source: Conversation, offer:
         Ok(target) => target,
         Err(refusal) => return source.reply(&Answer::Refused { reason: chain(&refusal) }).await,
     };
-    source.reply(&Answer::Accepted).await?;
+    source.reply(&Answer::Accepted { post_copy: target.offer.post_copy && target.is_lazy() }).await?;
     match target.until_restored(&mut source).await {
         Ok(()) => target.await_verdict(Some(source)).await,
         Err(failure) => {
@@ -139,7 +139,11 @@ impl Target {
                 Request::Decided { verdict: Verdict::Abort, reason, .. } => {
                     return Err(Error::Peer { peer: source.peer().to_owned(), reason: reason.unwrap_or_default() });
                 }
-                Request::Offer(_) | Request::Probe(_) | Request::Ask { .. } | Request::Decided { .. } => {
+                Request::Offer(_)
+                | Request::Probe(_)
+                | Request::Ask { .. }
+                | Request::Decided { .. }
+                | Request::Lost { .. } => {
                     return Err(source.out_of_turn("a step of the migration"));
                 }
             };

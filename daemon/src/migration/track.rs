@@ -206,6 +206,14 @@ impl Track {
         }
     }
 
+    /// Records what is to be known about a migration whatever its end.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn remark(&self, reason: String) -> Result<(), JournalError> {
+        self.journal(move |journal, id, side| journal.remark(id, side, &reason)).await
+    }
+
     /// Records that the migration took these volumes away.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ pub struct Ways {
     parent: Mutex<Option<ConstantParent>>,
     tracking: Option<Method>,
     lazy: bool,
+    post_copy: bool,
 }
 
 impl Ways {
@@ -41,7 +42,8 @@ impl Ways {
             parent.as_ref().filter(|_| wanted.mode < Mode::StopAndCopy).and_then(|_| tracking(wanted.tracking));
         let lazy = wanted.restore == Restore::Lazy && features.lazy_pages;
         info!(paged = parent.is_some(), ?tracking, lazy, "ways of memory");
-        Self { criu: criu.clone(), scratch: scratch.to_owned(), parent: Mutex::new(parent), tracking, lazy }
+        let post_copy = wanted.mode == Mode::PostCopy && tracking.is_some();
+        Self { criu: criu.clone(), scratch: scratch.to_owned(), parent: Mutex::new(parent), tracking, lazy, post_copy }
     }
 
     /// For a dump without pages; none where CRIU dumps them. Blocks for some 100 ms if CRIU is not the one that it was.
@@ -68,6 +70,11 @@ impl Ways {
             (true, None) => Leaves::StopAndCopy,
             (true, Some(_)) => Leaves::PreCopy,
         }
+    }
+
+    /// Whether memory may follow a container that leaves this host.
+    pub(super) fn post_copy(&self) -> bool {
+        self.post_copy
     }
 
     /// Whether what comes page by page runs before all of it is in place.

@@ -12,7 +12,7 @@
 //! - **in the end exactly one**: from every state, if nothing fails any more and every host comes back that can, all that may still happen leads
 //!   to an end where exactly one host runs it. A source that the cloud has taken away does not come back; then the target runs what it took;
 //! - **its memory is not lost for nothing**: a host starts the container from its files only if it lost its power while the container was
-//!   its own, or if CRIU was killed in the middle of a dump.
+//!   its own, or if CRIU was killed in the middle of a dump; and where memory follows, if the other host lost its power before it had.
 //!
 //! By a search of our own, and not by a library's, for the second property: it is about the graph of what can happen without further
 //! faults, from every state, cycles included.
@@ -31,9 +31,10 @@ use spothop::migration::{MANUAL, Phase, Verdict};
 use self::search::explore;
 use self::world::{CLOUD, End, IN_A_WHILE, MANUALLY, Rules, STOP, World, used};
 
-const BY_HAND: World = World { occasion: MANUALLY, end: End::Stays, provider: false, person: false };
-const TERMINATED: World = World { occasion: CLOUD, end: End::Terminated, provider: false, person: false };
-const STOPPED: World = World { occasion: STOP, end: End::Stopped, provider: false, person: false };
+const BY_HAND: World = World { occasion: MANUALLY, end: End::Stays, provider: false, person: false, post_copy: false };
+const TERMINATED: World =
+    World { occasion: CLOUD, end: End::Terminated, provider: false, person: false, post_copy: false };
+const STOPPED: World = World { occasion: STOP, end: End::Stopped, provider: false, person: false, post_copy: false };
 
 const WORLDS: [(&str, World); 11] = [
     ("by hand", BY_HAND),
@@ -73,9 +74,10 @@ const PHASES: [Phase; 12] = [
 
 #[test]
 fn exactly_one_side_runs_whatever_fails() {
-    for (name, world) in WORLDS {
-        let walk = explore(&world, &Rules::default());
-        println!("{name}: {} states, {} steps", walk.states, walk.steps);
+    for ((name, world), post_copy) in WORLDS.into_iter().flat_map(|world| [(world, false), (world, true)]) {
+        let walk = explore(&World { post_copy, ..world }, &Rules::default());
+        let follows = if post_copy { ", and memory follows" } else { "" };
+        println!("{name}{follows}: {} states, {} steps", walk.states, walk.steps);
         if let Some(finding) = walk.finding {
             panic!("{name}: {finding}");
         }
@@ -158,6 +160,13 @@ fn a_target_that_runs_without_a_verdict_is_found() {
 #[test]
 fn a_source_that_takes_the_container_back_unasked_is_found() {
     assert_eq!(finds(&BY_HAND, &Rules { source_waits_for_target: false, ..Rules::default() }), "two run");
+}
+
+#[test]
+fn a_target_that_says_that_it_runs_while_it_lacks_memory_is_found() {
+    let rules = Rules { target_waits_until_whole: false, ..Rules::default() };
+    assert_eq!(finds(&World { post_copy: true, ..BY_HAND }, &rules), "its memory is lost for nothing");
+    assert_eq!(finds(&BY_HAND, &rules), "nothing", "where nothing follows there is nothing to wait for");
 }
 
 #[test]

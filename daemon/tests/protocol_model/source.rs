@@ -122,7 +122,12 @@ fn daemon(next: &mut Next<'_>) {
             // Those that run would not be killed, as they are not frozen.
             (_, Tasks::Running) => {}
             (_, Tasks::Held | Tasks::Dead) => {
-                next.step("the source kills and removes the container", |s| s.source.tasks = Tasks::None);
+                next.step("the source kills and removes the container", |s| {
+                    if s.source.tasks == Tasks::Held {
+                        s.kill_source();
+                    }
+                    s.source.tasks = Tasks::None;
+                });
             }
         },
         Daemon::Undo { died } => undo(next, died),
@@ -296,6 +301,7 @@ fn criu(next: &mut Next<'_>) {
             match (next.rules.hold)(source.record.phase, source.record.verdict) {
                 Hold::On => {}
                 Hold::Kill => next.step("CRIU kills the tasks", |s| {
+                    s.kill_source();
                     s.source.criu = Criu::Ended;
                     s.source.tasks = Tasks::Dead;
                 }),

@@ -3,7 +3,7 @@
 use spothop::migration::protocol::{Instance, Return};
 use spothop::migration::{Phase, Verdict};
 
-use super::world::{Next, Power, Record, Said, Session, State, TargetDaemon as Daemon, Tasks};
+use super::world::{Next, Power, Record, Said, Session, SourceDaemon, State, TargetDaemon as Daemon, Tasks};
 
 /// Everything that may happen here.
 pub(crate) fn steps(next: &mut Next<'_>) {
@@ -50,6 +50,7 @@ fn power_off(s: &mut State) {
     s.target.power = Power::Off;
     s.target.daemon = Daemon::Off;
     s.target.images = false;
+    s.target.lacks = false;
     s.target.memory.lose();
     if matches!(s.target.tasks, Tasks::Held | Tasks::Running) {
         s.target.tasks = Tasks::Dead;
@@ -107,7 +108,7 @@ fn record(s: &mut State) -> &mut Record {
 
 /// `Target::until_restored`.
 fn serve(next: &mut Next<'_>, known: Option<Record>) {
-    let state = next.state;
+    let (state, post_copy) = (next.state, next.world.post_copy);
     let fail = |s: &mut State| {
         s.target.daemon = Daemon::Undo;
         s.session = Session::Down;
@@ -159,6 +160,7 @@ fn serve(next: &mut Next<'_>, known: Option<Record>) {
         }),
         (Session::Asked, Phase::Frozen) => next.step("the target takes the images", |s| {
             if enter(s, Phase::Transferred) {
+                s.target.lacks = post_copy;
                 s.session = Session::Answered;
             }
         }),
@@ -204,14 +206,7 @@ fn wait(next: &mut Next<'_>, known: Record) {
     if state.said.has(Said::VERDICT_ABORT) {
         next.step("the target hears ABORT", |s| decide(s, Verdict::Abort));
     }
-    // The provider may always fail to answer.
-    let told = match (next.world.provider, state.source.power) {
-        (false, _) => None,
-        (true, Power::On) => Some(Instance::MayRun),
-        (true, Power::Off) => Some(Instance::Stopped),
-        (true, Power::Gone) => Some(Instance::Gone),
-    };
-    for instance in told.into_iter().chain([Instance::Unknown]) {
+    for instance in told(next) {
         if (next.rules.fences)(&next.world.occasion, instance, state.time.now()) {
             next.step("the target opens the fence, and takes the container", |s| decide(s, Verdict::Commit));
         }
@@ -226,12 +221,52 @@ fn it_runs(next: &mut Next<'_>, _: Record) {
     });
 }
 
+/// `Target::become_whole`, and `Filling`: the source's frozen tasks have what is missing, or nobody has.
+fn become_whole(next: &mut Next<'_>) {
+    let (state, world) = (next.state, next.world);
+    if state.source.power == Power::On && state.source.daemon == SourceDaemon::Tell {
+        match state.source.tasks {
+            Tasks::Held => next.step("the rest of the memory follows", |s| s.target.lacks = false),
+            _ => next.step("the source says that its memory is lost", lose),
+        }
+    }
+    for instance in told(next) {
+        if (next.rules.fences)(&world.occasion, instance, state.time.now()) && state.source.power != Power::On {
+            next.step("the target gives up what its source has taken along", lose);
+        }
+    }
+    if world.person && state.source.power == Power::Gone {
+        next.step("a person says that the source does not come back", lose);
+    }
+}
+
+/// The guard kills tasks that lack what will never come.
+fn lose(s: &mut State) {
+    s.target.lacks = false;
+    s.target.memory.lose();
+    s.target.tasks = Tasks::Dead;
+}
+
+/// What the target may hear of the source's instance. The provider may always fail to answer.
+fn told(next: &Next<'_>) -> Vec<Instance> {
+    let told = match (next.world.provider, next.state.source.power) {
+        (false, _) => None,
+        (true, Power::On) => Some(Instance::MayRun),
+        (true, Power::Off) => Some(Instance::Stopped),
+        (true, Power::Gone) => Some(Instance::Gone),
+    };
+    told.into_iter().chain([Instance::Unknown]).collect()
+}
+
 fn tidy_up(next: &mut Next<'_>) {
     let target = next.state.target;
+    if target.lacks {
+        return become_whole(next);
+    }
     if !target.restarts {
         next.step("the target resumes restarts", |s| s.target.restarts = true);
-    } else if !target.images && target.tasks == Tasks::Dead {
-        next.step("the target starts the container after a power cut", start);
+    } else if target.tasks == Tasks::Dead {
+        next.step("the target starts the container after a power cut, or when its memory was lost", start);
     } else {
         next.step("the target has cleaned up", |s| {
             s.target.images = false;
@@ -252,6 +287,7 @@ fn undo(next: &mut Next<'_>, known: Record) {
         (_, Some(_)) => next.step("the target has undone everything", |s| {
             s.target.tasks = Tasks::None;
             s.target.images = false;
+            s.target.lacks = false;
             if record(s).enter(Phase::Cleaned).is_ok() {
                 s.target.daemon = Daemon::Done;
             }
@@ -270,6 +306,8 @@ fn confirm(next: &mut Next<'_>) {
     if said.has(Said::ABORT) || said.has(Said::COMMIT) {
         let ended = known.phase == Phase::Cleaned;
         match known.verdict {
+            // Where it lacks memory, that follows first.
+            Some(Verdict::Commit) if next.state.target.lacks && next.rules.target_waits_until_whole => {}
             Some(Verdict::Commit) if ended || known.phase == Phase::Running => {
                 next.step("the target says that it runs", |s| s.said.say(Said::RUNNING));
             }

@@ -43,6 +43,8 @@ pub(crate) struct World {
     pub(crate) provider: bool,
     /// Either host may be lost for good, and a person who knows it resolves what is open at the other.
     pub(crate) person: bool,
+    /// Part of the memory follows when the container runs at the target.
+    pub(crate) post_copy: bool,
 }
 
 /// The decisions, to be broken one by one.
@@ -55,6 +57,8 @@ pub(crate) struct Rules {
     pub(crate) hook_writes: bool,
     /// The target lets the tasks run only after its own COMMIT is on disk.
     pub(crate) target_writes: bool,
+    /// The target says that it runs only when all of its memory is there.
+    pub(crate) target_waits_until_whole: bool,
     /// A source that was given the container back by nobody keeps it frozen after COMMIT.
     pub(crate) source_waits_for_target: bool,
 }
@@ -68,6 +72,7 @@ impl Default for Rules {
             returns: protocol::returns,
             hook_writes: true,
             target_writes: true,
+            target_waits_until_whole: true,
             source_waits_for_target: true,
         }
     }
@@ -325,6 +330,8 @@ pub(crate) struct Target {
     pub(crate) tasks: Tasks,
     /// The migration's directory, with CRIU's images in memory.
     pub(crate) images: bool,
+    /// Part of the memory is still with the source's frozen tasks.
+    pub(crate) lacks: bool,
     pub(crate) memory: Memory,
     /// The engine starts the container again when the host comes back.
     pub(crate) restarts: bool,
@@ -373,10 +380,18 @@ impl State {
             daemon: TargetDaemon::Serve,
             tasks: Tasks::None,
             images: false,
+            lacks: false,
             memory: Memory::Kept,
             restarts: false,
         },
     };
+
+    /// The source's frozen tasks are killed, and take along what the target has not had of them.
+    pub(crate) fn kill_source(&mut self) {
+        if self.target.lacks && self.target.tasks == Tasks::Running {
+            self.target.memory.start();
+        }
+    }
 
     pub(crate) fn running(&self) -> usize {
         usize::from(self.source.tasks == Tasks::Running) + usize::from(self.target.tasks == Tasks::Running)

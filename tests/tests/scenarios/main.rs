@@ -15,6 +15,7 @@ mod files;
 mod matrix;
 mod memory;
 mod network;
+mod post_copy;
 mod prediction;
 mod processes;
 mod provider;
@@ -64,6 +65,9 @@ fn main() -> ExitCode {
         memory::a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole,
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
         prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
+        post_copy::a_container_that_writes_faster_than_the_link_runs_before_all_of_its_memory_is_there,
+        post_copy::a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing,
+        post_copy::a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_container_starts_anew,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::children_that_share_their_parents_memory_all_have_it_after_the_move,
         processes::kernel_objects_of_all_kinds_are_the_same_after_the_move,

@@ -7,10 +7,10 @@ use crate::scene::{HOSTS, MOVED, Scene};
 const EVERY_KIND: &str = include_str!("programs/memory.py");
 
 /// Daemons with another `[memory]`, until this is dropped.
-struct Configured<'a>(&'a Scene);
+pub(crate) struct Configured<'a>(&'a Scene);
 
 impl<'a> Configured<'a> {
-    fn with(scene: &'a Scene, table: &str) -> Self {
+    pub(crate) fn with(scene: &'a Scene, table: &str) -> Self {
         let configured = Self(scene);
         for host in HOSTS {
             let script = "cp -n /etc/spothop/config.toml /etc/spothop/config.kept; \

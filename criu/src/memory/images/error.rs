@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{MOST_RUNS, MOST_TASKS};
+use crate::memory::Vpid;
 
 /// An image that cannot be read, cannot be right, or cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -123,5 +124,15 @@ pub enum ImageError {
     Shared {
         /// The file.
         path: PathBuf,
+    },
+    /// A page shall come after the tasks run, and they cannot wait for it.
+    #[error("{path} owes page {address:#x} of task {vpid}, which must be there when the tasks are restored")]
+    Owed {
+        /// The list.
+        path: PathBuf,
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
     },
 }

@@ -168,6 +168,22 @@ struct CoreEntry {
     mtype: u32,
     #[prost(message, optional, tag = "2")]
     thread_info: Option<ThreadInfoX86>,
+    #[prost(message, optional, tag = "5")]
+    thread_core: Option<ThreadCoreEntry>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+struct ThreadCoreEntry {
+    #[prost(message, optional, tag = "15")]
+    rseq_entry: Option<RseqEntry>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+struct RseqEntry {
+    #[prost(uint64, required, tag = "1")]
+    rseq_abi_pointer: u64,
+    #[prost(uint32, required, tag = "2")]
+    rseq_abi_size: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -402,6 +418,16 @@ pub(super) fn read_vmas(directory: &Path, vpid: Vpid) -> Result<Vec<Vma>, ImageE
         Ok(())
     })?;
     Ok(vmas)
+}
+
+/// Where a thread has its restartable sequences (rseq(2)), if it has: the kernel and CRIU write there before the thread runs
+/// (criu/pie/restorer.c, `restore_rseq`; criu/cr-restore.c, `restore_rseq_cs`).
+pub(super) fn read_rseq(directory: &Path, thread: u32) -> Result<Option<Range<u64>>, ImageError> {
+    let path = directory.join(format!("core-{thread}.img"));
+    let core: CoreEntry = Image::existing(&path, CORE)?.required()?;
+    let Some(rseq) = core.thread_core.and_then(|core| core.rseq_entry) else { return Ok(None) };
+    let start = rseq.rseq_abi_pointer;
+    Ok((1..ADDRESSES).contains(&start).then(|| start..(start + u64::from(rseq.rseq_abi_size.max(1))).min(ADDRESSES)))
 }
 
 /// The stack pointer of a thread.

@@ -44,7 +44,7 @@ pub(in crate::memory) fn write_task(directory: &Path, pagemap: &Pagemap, vmas: &
     let thread_info = Some(ThreadInfoX86 { gpregs: Some(UserX86Regs { sp: Some(stack) }) });
     write_processes(directory, &[(1, &[1])]);
     write(directory, "mm-1", MM, &[MmEntry { vmas: vmas.collect() }]);
-    write(directory, "core-1", CORE, &[CoreEntry { mtype: X86_64, thread_info }]);
+    write(directory, "core-1", CORE, &[CoreEntry { mtype: X86_64, thread_info, thread_core: None }]);
     pagemap.write(directory, 1).unwrap();
 }
 
@@ -53,6 +53,15 @@ pub(in crate::memory) fn write_processes(directory: &Path, processes: &[(u32, &[
     let entries: Vec<_> =
         processes.iter().map(|(pid, threads)| PstreeEntry { pid: *pid, threads: threads.to_vec() }).collect();
     write(directory, "pstree", PSTREE, &entries);
+}
+
+/// Gives the task of [`write_task`] restartable sequences.
+pub(in crate::memory) fn write_rseq(directory: &Path, stack: u64, rseq: Range<u64>) {
+    let thread_info = Some(ThreadInfoX86 { gpregs: Some(UserX86Regs { sp: Some(stack) }) });
+    let size = (rseq.end - rseq.start) as u32;
+    let rseq_entry = Some(RseqEntry { rseq_abi_pointer: rseq.start, rseq_abi_size: size });
+    let thread_core = Some(ThreadCoreEntry { rseq_entry });
+    write(directory, "core-1", CORE, &[CoreEntry { mtype: X86_64, thread_info, thread_core }]);
 }
 
 /// A private anonymous mapping.
@@ -239,7 +248,12 @@ fn what_criu_writes_of_a_zombies_threads_means_nothing() {
 fn a_thread_of_another_machine_is_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let gpregs = Some(UserX86Regs { sp: Some(PAGE) });
-    write(scratch.path(), "core-1", CORE, &[CoreEntry { mtype: 3, thread_info: Some(ThreadInfoX86 { gpregs }) }]);
+    write(
+        scratch.path(),
+        "core-1",
+        CORE,
+        &[CoreEntry { mtype: 3, thread_info: Some(ThreadInfoX86 { gpregs }), thread_core: None }],
+    );
     assert!(matches!(read_stack_pointer(scratch.path(), 1), Err(ImageError::Registers { .. })));
 }
 

@@ -52,6 +52,28 @@ pub enum PagerError {
         /// The page.
         address: u64,
     },
+    /// A page is owed that is no lazy one.
+    #[error("page {address:#x} of task {vpid} is to follow, and is none of its lazy pages; the images are damaged")]
+    Owed {
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
+    },
+    /// A page is owed, and whoever restores the tasks needs it: before they run nobody brings it.
+    #[error("page {address:#x} of task {vpid} is needed before the task runs, and is still at the source")]
+    TooEarly {
+        /// The task.
+        vpid: Vpid,
+        /// The page.
+        address: u64,
+    },
+    /// What is owed will never come.
+    #[error("the memory that the tasks lack is lost: {why}")]
+    Lost {
+        /// Why.
+        why: String,
+    },
     /// Two threads changed mappings at once, and the kernel's reports do not say which was first.
     #[error("task {vpid} moved memory to {address:#x} over memory that it still lacked")]
     Order {

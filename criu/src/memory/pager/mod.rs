@@ -11,6 +11,9 @@
 //! What a task lacks are its lazy pages as far as the store has bytes for them. Its holes, and what was never dumped, are pages of zeros:
 //! whoever faults on one gets it from us, and from the kernel once we are gone.
 //!
+//! Some pages may be owed: they are still at the source when the tasks run, and the daemon brings them into the store ([`ask`]), those
+//! first that a thread waits for. Until then they are neither bytes nor zeros.
+//!
 //! # Invariants
 //! - A page is put in at most once, and never after the task has dropped, unmapped or moved it: nothing is put in while the kernel
 //!   has an event that was not read, because it refuses that.
@@ -19,7 +22,9 @@
 //! - Before the tasks run nothing may stand in the way of a page. If something does (the page is there, or its mapping is not
 //!   registered), the images are not as they should be, and the restore fails.
 
+mod clerk;
 mod error;
+mod ledger;
 mod progress;
 mod protocol;
 mod remaining;
@@ -32,19 +37,22 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::{self, available_parallelism};
+use std::thread::{self, ScopedJoinHandle, available_parallelism};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
+use self::clerk::Clerk;
+pub use self::clerk::{Lacking, Piece, ask, lose};
 pub use self::error::PagerError;
+use self::ledger::Ledger;
 use self::progress::{Progress, Stage};
 use self::protocol::Message;
 use self::shard::Shard;
@@ -104,7 +112,21 @@ pub enum Ending {
 
 /// All tasks that may come, with their pages: open files, nothing else is needed of the migration's directory.
 #[derive(Debug)]
-pub struct Memory(BTreeMap<Vpid, (Arc<Source>, Pages)>);
+pub struct Memory {
+    tasks: BTreeMap<Vpid, Lack>,
+    /// Where the daemon asks for what is owed.
+    daemon: Option<UnixListener>,
+}
+
+/// What a task lacks.
+#[derive(Debug)]
+struct Lack {
+    source: Arc<Source>,
+    /// Pages that are in the store.
+    pages: Pages,
+    /// Those that will be.
+    owed: Pages,
+}
 
 impl Memory {
     /// The tasks of `lazy` with the pages that CRIU leaves to us, out of `store`. Every task that CRIU restores must be named, also one
@@ -115,16 +137,51 @@ impl Memory {
     pub fn open(store: &Store, lazy: BTreeMap<Vpid, Pages>) -> Result<Self, PagerError> {
         // Without any there were no pages but zeros.
         fs::metadata(store.directory()).map_err(PagerError::Open)?;
-        let open = |(vpid, pages): (Vpid, Pages)| {
-            let is_page = |address: &u64| address.is_multiple_of(PAGE) && *address <= ADDRESSES;
-            if let Some(range) = pages.iter().find(|range| ![range.start, range.end].iter().all(is_page)) {
-                return Err(PagerError::Pages { vpid, range: range.clone() });
+        let none = BTreeMap::new();
+        let tasks = lazy.into_iter().map(|(vpid, pages)| Ok((vpid, Lack::open(store, vpid, pages, &none)?)));
+        Ok(Self { tasks: tasks.collect::<Result<_, _>>()?, daemon: None })
+    }
+
+    /// The same, but the pages of `owed` come when the tasks run: whoever connects to `daemon` ([`ask`]) brings them.
+    ///
+    /// # Errors
+    /// As [`Memory::open`]; [`PagerError::Owed`] for what is not in `lazy`.
+    pub fn owing(
+        store: &Store,
+        lazy: BTreeMap<Vpid, Pages>,
+        owed: &BTreeMap<Vpid, Pages>,
+        daemon: UnixListener,
+    ) -> Result<Self, PagerError> {
+        fs::metadata(store.directory()).map_err(PagerError::Open)?;
+        if let Some((&vpid, pages)) = owed.iter().find(|(vpid, _)| !lazy.contains_key(vpid)) {
+            return Err(PagerError::Owed { vpid, address: pages.first().map_or(0, |range| range.start) });
+        }
+        let tasks = lazy.into_iter().map(|(vpid, pages)| Ok((vpid, Lack::open(store, vpid, pages, owed)?)));
+        Ok(Self { tasks: tasks.collect::<Result<_, _>>()?, daemon: Some(daemon) })
+    }
+
+    fn ledger(&self) -> Ledger {
+        let owed = self.tasks.iter().filter(|(_, lack)| !lack.owed.is_empty());
+        Ledger::new(owed.map(|(vpid, lack)| (*vpid, lack.owed.clone())).collect())
+    }
+}
+
+impl Lack {
+    fn open(store: &Store, vpid: Vpid, mut pages: Pages, owed: &BTreeMap<Vpid, Pages>) -> Result<Self, PagerError> {
+        let is_page = |address: &u64| address.is_multiple_of(PAGE) && *address <= ADDRESSES;
+        if let Some(range) = pages.iter().find(|range| ![range.start, range.end].iter().all(is_page)) {
+            return Err(PagerError::Pages { vpid, range: range.clone() });
+        }
+        let owed = owed.get(&vpid).cloned().unwrap_or_default();
+        for range in owed.iter() {
+            if let Some(gap) = pages.gaps(range).next() {
+                return Err(PagerError::Owed { vpid, address: gap.start });
             }
-            let source = Source::open(store, vpid).map_err(PagerError::Open)?;
-            let filled = source.filled(&pages).map_err(PagerError::Open)?;
-            Ok((vpid, (Arc::new(source), filled)))
-        };
-        lazy.into_iter().map(open).collect::<Result<_, _>>().map(Self)
+        }
+        owed.iter().for_each(|range| pages.remove(range.clone()));
+        let source = Source::open(store, vpid, &owed).map_err(PagerError::Open)?;
+        let pages = source.filled(&pages).map_err(PagerError::Open)?;
+        Ok(Self { source: Arc::new(source), pages, owed })
     }
 }
 
@@ -179,11 +236,13 @@ impl Held {
 ///
 /// # Errors
 /// Any. The userfaultfds of tasks that lack pages stay open for as long as this process lives, and theirs is to be ended before it ends.
-pub fn serve(criu: &UnixStream, held: PipeReader, memory: Memory) -> Result<Ending, PagerError> {
+pub fn serve(criu: &UnixStream, held: PipeReader, mut memory: Memory) -> Result<Ending, PagerError> {
     protocol::prepare(criu).map_err(PagerError::Connection)?;
     let threads = available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
-    let (progress, bells) = Progress::new(criu, threads).map_err(PagerError::System)?;
+    let (progress, bells) = Progress::new(criu, threads, memory.ledger()).map_err(PagerError::System)?;
     let (alarm, trouble) = io::pipe().map_err(PagerError::System)?;
+    let (closing, open) = io::pipe().map_err(PagerError::System)?;
+    let clerk = memory.daemon.take().map(|daemon| Clerk { daemon, progress: &progress, closing });
     let start = Instant::now();
     thread::scope(|scope| {
         let mut desk =
@@ -203,16 +262,24 @@ pub fn serve(criu: &UnixStream, held: PipeReader, memory: Memory) -> Result<Endi
         let mut counters = Counters { tasks: desk.tasks, ..Counters::default() };
         // No more will come, which who waits for more has to be told.
         drop(desk);
+        let mut clerks = None;
         if matches!(heard, Ok(Heard::Finished)) {
+            // The tasks are with their threads by now, and what comes for them finds them there.
+            let alarm = || Alarm { progress: &progress, desk: &trouble };
+            clerks = clerk
+                .map(|clerk| (clerk, alarm()))
+                .map(|(clerk, alarm)| scope.spawn(move || clerk.serve().inspect(|()| std::mem::forget(alarm))));
             progress.ring_all()
         } else {
             progress.stop()
         }
-        for worker in workers {
-            match worker.join() {
-                Ok(done) => counters.add(&done?),
-                Err(panic) => resume_unwind(panic),
-            }
+        let done: Vec<_> = workers.into_iter().map(ScopedJoinHandle::join).collect();
+        drop(open);
+        if let Some(clerk) = clerks {
+            clerk.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        }
+        for done in done {
+            counters.add(&done.unwrap_or_else(|panic| resume_unwind(panic))?);
         }
         (counters.time, counters.time_running) = (start.elapsed(), running.elapsed());
         match heard? {
@@ -318,13 +385,13 @@ impl Desk<'_, '_> {
 
     /// Gives a task to the thread that has been given least.
     fn take(&mut self, vpid: Vpid, uffd: Uffd) -> Result<(), PagerError> {
-        let (source, pages) = self.memory.0.remove(&vpid).ok_or(PagerError::Unexpected { vpid })?;
+        let Lack { source, pages, owed } = self.memory.tasks.remove(&vpid).ok_or(PagerError::Unexpected { vpid })?;
         let least = (0..self.shares.len()).min_by_key(|&at| self.shares[at].bytes).unwrap_or_default();
         let share = &mut self.shares[least];
-        share.bytes += bytes(&pages);
+        share.bytes += bytes(&pages) + bytes(&owed);
         self.tasks += 1;
         // A thread that has ended has rung the alarm.
-        let _ = share.sender.send(Task::new(vpid, uffd, source, &pages));
+        let _ = share.sender.send(Task::new(vpid, uffd, source, &pages, &owed));
         self.progress.ring(least);
         Ok(())
     }

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
+use super::ledger::Ledger;
+
 /// How far the restore is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
@@ -26,14 +28,20 @@ pub(super) struct Progress<'c> {
     stage: AtomicU8,
     stopped: AtomicBool,
     bells: Vec<PipeWriter>,
+    ledger: Ledger,
 }
 
 impl<'c> Progress<'c> {
     /// For `threads` threads, with a bell for each: it can be read when there is something new.
-    pub(super) fn new(criu: &'c UnixStream, threads: usize) -> io::Result<(Self, Vec<PipeReader>)> {
+    pub(super) fn new(criu: &'c UnixStream, threads: usize, ledger: Ledger) -> io::Result<(Self, Vec<PipeReader>)> {
         let (readers, bells) = (0..threads).map(|_| io::pipe()).collect::<io::Result<(Vec<_>, Vec<_>)>>()?;
         let stage = AtomicU8::new(Stage::Making as u8);
-        Ok((Self { criu, stage, stopped: AtomicBool::new(false), bells }, readers))
+        Ok((Self { criu, stage, stopped: AtomicBool::new(false), bells, ledger }, readers))
+    }
+
+    /// What is still at the source.
+    pub(super) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     pub(super) fn stage(&self) -> Stage {

@@ -13,12 +13,14 @@ pub(super) struct Remaining {
     runs: RangeMap<u64, u64>,
     /// Where mappings were moved to since [`Remaining::quiet`].
     moved: RangeSet<u64>,
+    /// Whether any was ever moved.
+    shifted: bool,
 }
 
 impl Remaining {
     /// `pages`, each at its own address in the store.
     pub(super) fn new(pages: &Pages) -> Self {
-        Self { runs: pages.iter().map(|range| (range.clone(), 0)).collect(), moved: RangeSet::new() }
+        Self { runs: pages.iter().map(|range| (range.clone(), 0)).collect(), moved: RangeSet::new(), shifted: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -85,7 +87,31 @@ impl Remaining {
             self.runs.insert(start..end, shift.wrapping_add(from).wrapping_sub(to));
         }
         self.moved.insert(new);
+        self.shifted = true;
         free
+    }
+
+    /// Where in the store `page` is, if it is one of those.
+    pub(super) fn place(&self, page: u64) -> Option<u64> {
+        self.runs.get(&page).map(|shift| page.wrapping_add(*shift))
+    }
+
+    /// What has the places `places` in the store becomes one of `others`.
+    pub(super) fn hand_over(&mut self, places: &Range<u64>, others: &mut Self) {
+        let of = |run: &Range<u64>, shift: u64| {
+            let back = |place: u64| place.wrapping_sub(shift);
+            let (start, end) = (run.start.wrapping_add(shift), run.end.wrapping_add(shift));
+            let (start, end) = (start.max(places.start), end.min(places.end));
+            (start < end).then(|| (back(start)..back(end), shift))
+        };
+        let found: Vec<_> = match self.shifted {
+            false => self.runs.overlapping(places).filter_map(|(run, shift)| of(run, *shift)).collect(),
+            true => self.runs.iter().filter_map(|(run, shift)| of(run, *shift)).collect(),
+        };
+        for (range, shift) in found {
+            self.runs.remove(range.clone());
+            others.runs.insert(range, shift);
+        }
     }
 
     /// The kernel says that no report is outstanding.
@@ -145,6 +171,25 @@ mod tests {
             "back beside its neighbour it is one piece with it"
         );
         assert_eq!(remaining.around(21 * PAGE, 16 * PAGE), Some((at(21..22), 4 * PAGE)));
+    }
+
+    #[test]
+    fn pages_that_have_come_are_found_where_they_were_moved_to() {
+        let (mut owed, mut here) = (lacking([(2, 6), (8, 9)]), lacking([(20, 22)]));
+        owed.hand_over(&at(0..3), &mut here);
+        assert_eq!(here.listing(), [(at(2..3), 2 * PAGE), (at(20..22), 20 * PAGE)]);
+        for remaining in [&mut owed, &mut here] {
+            assert!(remaining.remap(at(4..5).start, at(40..41).start, 6 * PAGE));
+        }
+        assert_eq!(owed.place(41 * PAGE), Some(5 * PAGE));
+        owed.hand_over(&at(3..6), &mut here);
+        owed.hand_over(&at(4..5), &mut here);
+        assert_eq!(
+            here.listing(),
+            [(at(2..4), 2 * PAGE), (at(20..22), 20 * PAGE), (at(40..42), 4 * PAGE)],
+            "beside each other and in one piece"
+        );
+        assert_eq!(owed.listing(), [(at(44..45), 8 * PAGE)]);
     }
 
     #[test]

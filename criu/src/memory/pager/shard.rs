@@ -21,12 +21,17 @@ const CHANGING: Duration = Duration::from_micros(50);
 /// Before the kernel is asked for memory again. Whoever waits for a page waits like anybody whose container has no memory left.
 const STARVED: Duration = Duration::from_millis(10);
 
+/// Between two looks whether tasks that wait for the source are still there.
+const STILL_THERE: Duration = Duration::from_secs(1);
+
 /// A share of the tasks.
 #[derive(Debug)]
 pub(super) struct Shard<'p, 'c> {
     progress: &'p Progress<'c>,
     bell: PipeReader,
     arriving: Receiver<Task>,
+    /// How much of what has come from the source was noted.
+    seen: usize,
     tasks: VecDeque<Task>,
     counters: Counters,
     buffer: Vec<u8>,
@@ -35,14 +40,18 @@ pub(super) struct Shard<'p, 'c> {
 impl<'p, 'c> Shard<'p, 'c> {
     pub(super) fn new(progress: &'p Progress<'c>, bell: PipeReader, arriving: Receiver<Task>) -> Self {
         let buffer = vec![0; BUFFER];
-        Self { progress, bell, arriving, tasks: VecDeque::new(), counters: Counters::default(), buffer }
+        Self { progress, bell, arriving, seen: 0, tasks: VecDeque::new(), counters: Counters::default(), buffer }
     }
 
     /// Serves what arrives until all of it is whole and nothing more can arrive, or until it is stopped.
     pub(super) fn run(mut self) -> Result<Counters, PagerError> {
         let mut pause = None;
         loop {
+            // Before the tasks: each of them was on its way before anything came for it.
+            let come = self.progress.ledger().since(self.seen);
             let more = self.take_arrivals();
+            self.seen += come.len();
+            self.tasks.iter_mut().for_each(|task| task.take_over(&come));
             if self.progress.is_stopped() {
                 return Ok(self.counters);
             }
@@ -57,11 +66,23 @@ impl<'p, 'c> Shard<'p, 'c> {
                 return Ok(self.counters);
             }
             let at_work = may_fill && self.tasks.iter().any(|task| !task.is_filled());
-            let ready = self.wait(pause.or(at_work.then_some(Duration::ZERO)))?;
+            let waits = self.tasks.iter().any(Task::only_waits);
+            let ready = self.wait(pause.or(at_work.then_some(Duration::ZERO)).or(waits.then_some(STILL_THERE)))?;
+            if waits && !at_work && !ready.contains(&true) {
+                self.let_ended_go();
+            }
             let faults = self.attend(&ready)?;
             let background = if may_fill { self.advance()? } else { Hindrance::Idle };
             pause = faults.max(background).pause();
         }
+    }
+
+    /// Who waits for the source is not told that a task has ended.
+    fn let_ended_go(&mut self) {
+        let (ended, alive): (VecDeque<_>, _) =
+            take(&mut self.tasks).into_iter().partition(|task| task.only_waits() && task.has_ended());
+        ended.into_iter().for_each(Task::close);
+        self.tasks = alive;
     }
 
     /// False when nothing more can come.

@@ -12,8 +12,13 @@ use crate::memory::{Pages, Store, Vpid};
 pub(super) struct Source(Option<File>);
 
 impl Source {
-    pub(super) fn open(store: &Store, vpid: Vpid) -> io::Result<Self> {
-        store.file(vpid).map(Self)
+    /// That of `vpid`, to which `owed` will come.
+    pub(super) fn open(store: &Store, vpid: Vpid, owed: &Pages) -> io::Result<Self> {
+        match owed.last() {
+            None => store.file(vpid).map(Self),
+            // What comes last may be zeros, which have no place in the file.
+            Some(last) => store.reaching(vpid, last.end).map(|file| Self(Some(file))),
+        }
     }
 
     /// Those of `pages` that are in the file; the others are holes.
@@ -52,12 +57,21 @@ mod tests {
         let far = 0x7fff_ff00_0000;
         store.put(7, 64 * PAGE, &[7; PAGE as usize]).unwrap();
         store.put(7, far, &[8; PAGE as usize]).unwrap();
-        let source = Source::open(&store, 7).unwrap();
+        let source = Source::open(&store, 7, &Pages::new()).unwrap();
         let pages: Pages = [0..100 * PAGE, far..far + 64 * PAGE].into_iter().collect();
         let filled: Vec<_> = source.filled(&pages).unwrap().into_iter().collect();
         assert_eq!(filled, [64 * PAGE..65 * PAGE, far..far + PAGE]);
         assert_eq!(source.read(far, PAGE, &mut [0; 2 * PAGE as usize]).unwrap(), [8; PAGE as usize]);
         assert!(source.read(far, 2 * PAGE, &mut [0; 2 * PAGE as usize]).is_err());
-        assert!(Source::open(&store, 8).unwrap().filled(&pages).unwrap().is_empty());
+        let mut owed = Pages::new();
+        owed.insert(far + PAGE..far + 3 * PAGE);
+        for vpid in [7, 9] {
+            let source = Source::open(&store, vpid, &owed).unwrap();
+            store.zero(vpid, far + PAGE, 2 * PAGE).unwrap();
+            assert_eq!(source.read(far + 2 * PAGE, PAGE, &mut [1; PAGE as usize]).unwrap(), [0; PAGE as usize]);
+            store.put(vpid, far + PAGE, &[9; PAGE as usize]).unwrap();
+            assert_eq!(source.read(far + PAGE, PAGE, &mut [1; PAGE as usize]).unwrap(), [9; PAGE as usize]);
+        }
+        assert!(Source::open(&store, 8, &Pages::new()).unwrap().filled(&pages).unwrap().is_empty());
     }
 }

@@ -13,7 +13,7 @@ use super::{Counters, PagerError};
 use crate::memory::{PAGE, Pages, Vpid};
 
 /// What a fault brings along, in bytes: the block that it is in.
-const NEIGHBOURHOOD: u64 = 64 << 10;
+pub(super) const NEIGHBOURHOOD: u64 = 64 << 10;
 
 /// How many bytes the background puts in before it looks for faults: what a fault has to wait for, at most. Half of it is hardly slower
 /// and twice as much hardly faster (measured on 1 GiB).
@@ -41,9 +41,14 @@ pub(super) struct Task {
     vpid: Vpid,
     uffd: Uffd,
     source: Arc<Source>,
+    /// What can be put in.
     remaining: Remaining,
+    /// What is still at the source.
+    owed: Remaining,
     /// Pages that threads wait for.
     faults: Vec<u64>,
+    /// Those of them that are still at the source, as far as was known when they were looked at.
+    waiting: Vec<u64>,
     /// Where the background goes on: behind the last fault, as what is there is wanted next.
     cursor: u64,
     /// Whether it was forked from one of the restored tasks.
@@ -57,9 +62,28 @@ impl AsFd for Task {
 }
 
 impl Task {
-    /// The task `vpid` that lacks `pages` of `source`.
-    pub(super) fn new(vpid: Vpid, uffd: Uffd, source: Arc<Source>, pages: &Pages) -> Self {
-        Self { vpid, uffd, source, remaining: Remaining::new(pages), faults: Vec::new(), cursor: 0, forked: false }
+    /// The task `vpid` that lacks `pages` of `source`, and `owed`, which will be there later.
+    pub(super) fn new(vpid: Vpid, uffd: Uffd, source: Arc<Source>, pages: &Pages, owed: &Pages) -> Self {
+        let [remaining, owed] = [pages, owed].map(Remaining::new);
+        Self { vpid, uffd, source, remaining, owed, faults: Vec::new(), waiting: Vec::new(), cursor: 0, forked: false }
+    }
+
+    /// These pages are in the store now.
+    pub(super) fn take_over(&mut self, come: &[(Vpid, Range<u64>)]) {
+        for (_, places) in come.iter().filter(|(vpid, _)| *vpid == self.vpid) {
+            self.owed.hand_over(places, &mut self.remaining);
+            self.faults.append(&mut self.waiting);
+        }
+    }
+
+    /// Whether it has ended, or has become another program. It is not told by an event, and who waits for pages does not see it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.uffd.has_ended()
+    }
+
+    /// Whether it only waits for what is still at the source.
+    pub(super) fn only_waits(&self) -> bool {
+        self.is_filled() && !self.is_waited_for() && !self.is_whole()
     }
 
     /// It needs us no more.
@@ -67,7 +91,7 @@ impl Task {
         self.uffd.close();
     }
 
-    /// Lacks nothing.
+    /// Nothing more can be put in.
     pub(super) fn is_filled(&self) -> bool {
         self.remaining.is_empty()
     }
@@ -79,7 +103,7 @@ impl Task {
 
     /// Lacks nothing, and nobody waits.
     pub(super) fn is_whole(&self) -> bool {
-        self.is_filled() && !self.is_waited_for()
+        self.is_filled() && !self.is_waited_for() && self.owed.is_empty() && self.waiting.is_empty()
     }
 
     pub(super) fn is_forked(&self) -> bool {
@@ -96,9 +120,21 @@ impl Task {
     ) -> Result<Attempt, PagerError> {
         let events = self.uffd.events().map_err(|source| PagerError::Events { vpid: self.vpid, source })?;
         for event in events {
+            if !matches!(event, Event::Fault(_)) {
+                // The page may be elsewhere now, or gone.
+                self.faults.append(&mut self.waiting);
+            }
             self.note(event, counters, born)?;
         }
         while let Some(&page) = self.faults.last() {
+            if let Some(place) = self.owed.place(page) {
+                if !progress.tasks_may_run() {
+                    return Err(PagerError::TooEarly { vpid: self.vpid, address: page });
+                }
+                progress.ledger().want(self.vpid, place);
+                self.waiting.extend(self.faults.pop());
+                continue;
+            }
             match self.help(page, progress, buffer, counters)? {
                 Attempt::Done => drop(self.faults.pop()),
                 other => return Ok(other),
@@ -128,7 +164,7 @@ impl Task {
         match event {
             Event::Fault(page) => {
                 counters.faults += 1;
-                if !self.faults.contains(&page) {
+                if !self.faults.contains(&page) && !self.waiting.contains(&page) {
                     self.faults.push(page);
                 }
             }
@@ -139,18 +175,27 @@ impl Task {
                     uffd,
                     source: Arc::clone(&self.source),
                     remaining: self.remaining.clone(),
+                    owed: self.owed.clone(),
                     faults: Vec::new(),
+                    waiting: Vec::new(),
                     cursor: self.cursor,
                     forked: true,
                 });
             }
             Event::Remap { from, to, length } => {
-                if !self.remaining.remap(from, to, length) {
+                let free = [&mut self.remaining, &mut self.owed].map(|pages| pages.remap(from, to, length));
+                if free != [true, true] {
                     return Err(PagerError::Order { vpid: self.vpid, address: to });
                 }
             }
-            Event::Remove(range) => self.remaining.drop_range(range),
-            Event::Unmap(range) => self.remaining.unmap(range),
+            Event::Remove(range) => {
+                self.owed.drop_range(range.clone());
+                self.remaining.drop_range(range);
+            }
+            Event::Unmap(range) => {
+                self.owed.unmap(range.clone());
+                self.remaining.unmap(range);
+            }
         }
         Ok(())
     }
@@ -176,6 +221,7 @@ impl Task {
     /// A page that the task had not used: zeros, and for its neighbours too.
     fn zero(&mut self, page: u64, length: u64) -> Result<Attempt, PagerError> {
         let mut range = self.remaining.gap(page, length);
+        range.end = range.end.min(self.owed.gap(page, length).end);
         loop {
             match self.uffd.zero(&range) {
                 Ok(_) => return Ok(Attempt::Done),
@@ -210,6 +256,7 @@ impl Task {
                 Ok(bytes) => {
                     counters.pages += bytes / PAGE;
                     self.remaining.quiet();
+                    self.owed.quiet();
                     step *= 2;
                     bytes
                 }

@@ -7,6 +7,8 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::OnceLock;
 
 use linux_raw_sys::general::{
     UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP, uffd_msg,
@@ -16,6 +18,25 @@ use linux_raw_sys::ioctl::{UFFDIO_COPY, UFFDIO_WAKE, UFFDIO_ZEROPAGE};
 use nix::errno::Errno;
 
 use crate::memory::PAGE;
+
+/// An address that every process may have memory at.
+const NOWHERE: u64 = 1 << 32;
+
+/// A page that cannot be read.
+fn nothing() -> u64 {
+    static PAGE_OF_NOTHING: OnceLock<u64> = OnceLock::new();
+    *PAGE_OF_NOTHING.get_or_init(reserve)
+}
+
+/// An address at which this process never has any memory that can be read.
+#[expect(unsafe_code, reason = "std cannot map memory")]
+fn reserve() -> u64 {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, which stays for as long as the process.
+    let page = unsafe { libc::mmap(ptr::null_mut(), PAGE as usize, libc::PROT_NONE, flags, -1, 0) };
+    // Where there is none to be had, the address that it returns is no memory either.
+    page.addr() as u64
+}
 
 /// How many messages one read takes at most.
 const MESSAGES: usize = 32;
@@ -151,6 +172,17 @@ impl Uffd {
             Err(Errno::EAGAIN) => Err(Refusal::Changing),
             _ => done,
         }
+    }
+
+    /// Whether the process has ended, or has become another program. Nothing is put in: the bytes that the kernel is asked to copy are
+    /// where we have no memory, and it looks for the process before it looks for them.
+    #[expect(unsafe_code, reason = "an ioctl with a structure of the kernel's")]
+    pub(super) fn has_ended(&self) -> bool {
+        let (dst, src) = (NOWHERE, nothing());
+        let mut order = uffdio_copy { dst, src, len: PAGE, mode: 0, copy: 0 };
+        // SAFETY: the kernel reads and writes `order`, and fails to read `src`.
+        let refused = unsafe { libc::ioctl(self.0.as_raw_fd(), UFFDIO_COPY.into(), &mut order) };
+        Errno::result(refused).err().map(Refusal::of) == Some(Refusal::Ended)
     }
 
     /// Wakes who waits for a page that is there.

@@ -271,3 +271,14 @@ fn crius_log_is_named_with_what_it_means_unless_that_is_said_already() {
     let ours = "(0.1) Error (criu/action-scripts.c:1): Script /hook exited with 1\n";
     insta::assert_snapshot!(below_the_phases("the peer hung up", ours), @"  CRIU's log: /var/lib/spothop/logs/m1.dump.log.zst (spothop status 019b76da-a800-7000-8000-000000000002 --log)");
 }
+
+#[test]
+fn what_became_of_memory_that_never_came_is_said_of_a_container_that_moved() {
+    let why = format!("{MEMORY_LOST} (the source is gone)");
+    let lost = MigrationView { reason: Some(why.clone()), ..moved() };
+    assert!(migration(&lost).contains(&format!("but {why}")), "{}", migration(&lost));
+    assert!(history(&[lost], &TimeZone::UTC).contains(&why));
+    // Other reasons are those of a verdict.
+    let resolved = MigrationView { reason: Some("resolved by hand".into()), ..moved() };
+    assert_eq!(migration(&resolved), migration(&moved()));
+}
