@@ -11,18 +11,19 @@
 //! pager goes on alone.
 //!
 //! Both are children of `create`, and the engine's shim's after that, like the keeper. They have none of the container's standard streams,
-//! for whose end the engine waits, and need the migration's directory only until they are ready: its files are open then.
+//! for whose end the engine waits, and need the migration's directory only until the tasks are held: its files are open then.
 //! Until the hook has been answered no task can run, and the guard ends all of it when `create` ends (its standard input).
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::Signal;
@@ -159,11 +160,15 @@ pub(super) fn called_by_create(arguments: &[OsString]) -> Option<ExitCode> {
     })
 }
 
+/// Finds what the store has, which takes 10 ms for a gigabyte: while CRIU restores already.
+type OpenMemory = Box<dyn FnOnce() -> Result<Memory, pager::PagerError>>;
+
 /// What the pager has.
-#[derive(Debug)]
 struct Work {
     criu: UnixListener,
-    memory: Memory,
+    memory: OpenMemory,
+    /// Told when that is done.
+    open: PipeWriter,
     held: PipeReader,
 }
 
@@ -171,6 +176,8 @@ struct Work {
 #[derive(Debug)]
 struct Guard {
     hook: UnixListener,
+    /// The pager's word that it has all of its files.
+    open: PipeReader,
     held: Held,
     /// The container, once its tasks may run.
     container: Option<Grip>,
@@ -184,13 +191,17 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     let request = RestoreRequest::read(directory)?.ok_or_else(not_lazy)?;
     let store = Store::at(request.lazy.ok_or_else(not_lazy)?);
     let (lazy, owed) = (pager::lazy(&request.images)?, read_owed(&request.images)?);
-    let memory = match owed.is_empty() {
-        true => Memory::open(&store, lazy)?,
-        false => Memory::owing(&store, lazy, &owed, listen(&directory.owed_socket())?)?,
+    let memory: OpenMemory = match owed.is_empty() {
+        true => Box::new(move || Memory::open(&store, lazy)),
+        false => {
+            let memory = Memory::owing(&store, lazy, &owed, listen(&directory.owed_socket())?)?;
+            Box::new(|| Ok(memory))
+        }
     };
     let (held, heard) = Held::new()?;
-    let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, held: heard };
-    Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, held, container: None }))
+    let (is_open, open) = io::pipe()?;
+    let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, open, held: heard };
+    Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, open: is_open, held, container: None }))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, NoPager> {
@@ -235,9 +246,16 @@ fn fork_with_files(stack: &mut [u8], work: impl FnMut() -> isize) -> io::Result<
 
 /// The pager's life. What it returns is its exit status.
 fn page(work: Work, directory: &Directory) -> isize {
-    let Work { criu, memory, held } = work;
+    let Work { criu, memory, open, held } = work;
+    let serve = |criu: &UnixStream| {
+        let memory = memory()?;
+        // The guard is there, and if it is not, nobody waits for this.
+        let _ = (&open).write_all(&[1]);
+        pager::serve(criu, held, memory)
+    };
     let served = match accept(&criu) {
-        Ok(Some(criu)) => pager::serve(&criu, held, memory).map_err(|error| error.to_string()),
+        // It takes a while until it needs any of it.
+        Ok(Some(criu)) => serve(&criu).map_err(|error| error.to_string()),
         Ok(None) => Ok(Ending::GivenUp),
         Err(error) => Err(format!("cannot hear CRIU: {error}")),
     };
@@ -277,7 +295,7 @@ impl Guard {
             }
             if hook && let Ok((hook, _)) = self.hook.accept() {
                 // The hook takes silence for a no.
-                let _ = self.hear(hook);
+                let _ = self.hear(hook, process);
             }
             if create && self.container.is_none() {
                 let _ = pidfd::send_signal(process, Signal::SIGKILL);
@@ -311,10 +329,22 @@ impl Guard {
         [0, 1, 2].map(|at| fds.get(at).and_then(PollFd::any) == Some(true))
     }
 
-    fn hear(&mut self, hook: UnixStream) -> io::Result<()> {
+    /// Once the tasks may run the migration's directory may go.
+    fn wait_until_open(&mut self, pager: &OwnedFd) -> io::Result<()> {
+        let mut fds =
+            [PollFd::new(self.open.as_fd(), PollFlags::POLLIN), PollFd::new(pager.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        match fds[0].any() {
+            Some(true) => self.open.read_exact(&mut [0]),
+            _ => Err(io::Error::other("the pager has ended")),
+        }
+    }
+
+    fn hear(&mut self, hook: UnixStream, pager: &OwnedFd) -> io::Result<()> {
         hook.set_read_timeout(Some(ANSWER))?;
         let mut answer = hook.try_clone()?;
         let Some(init_pid) = gate::held_pid(hook) else { return Ok(()) };
+        self.wait_until_open(pager)?;
         self.container = Some(Grip::on(init_pid)?);
         self.held.say()?;
         answer.write_all(OK.as_bytes())
