@@ -21,7 +21,6 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::getppid;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -29,6 +28,7 @@ use crate::TcpMode;
 use crate::command;
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
+use crate::hook::Event;
 use crate::log::{self, Triage};
 use crate::memory::{self, ConstantParent};
 use crate::netns::{self, NetnsError, OwnNetns};
@@ -322,9 +322,10 @@ struct Process {
 /// To be called by the action script at `pre-dump`: notes which CRIU it belongs to, for whoever must know that it has ended.
 ///
 /// # Errors
-/// What the file system says.
-pub fn note_criu(work_dir: &Path) -> io::Result<()> {
-    let pid = getppid().as_raw();
+/// CRIU is gone already; or what the file system says.
+pub fn note_criu(work_dir: &Path, event: &Event) -> io::Result<()> {
+    // Not our parent: that is another one once CRIU is dead.
+    let pid = event.criu_pid.ok_or(io::ErrorKind::NotFound)?;
     let started = tasks::start_time(pid).ok_or(io::ErrorKind::NotFound)?;
     fs::write(work_dir.join(CRIU), serde_json::to_vec(&Process { pid, started })?)
 }
@@ -422,6 +423,7 @@ mod tests {
     use std::process::{ExitStatus, Output};
 
     use super::*;
+    use crate::hook::Action;
 
     struct Case {
         _scratch: tempfile::TempDir,
@@ -498,7 +500,11 @@ mod tests {
         waiting.join().unwrap();
         assert!(tasks::is_dead(pid));
         criu.wait().unwrap();
-        note_criu(work.path()).unwrap();
+        let event = |criu_pid| Event { action: Action::PreDump, init_pid: None, criu_pid };
+        note_criu(work.path(), &event(Some(std::process::id().cast_signed()))).unwrap();
+        for gone in [None, Some(pid)] {
+            assert!(note_criu(work.path(), &event(gone)).is_err());
+        }
     }
 
     #[test]

@@ -3,8 +3,6 @@
 //! CRIU runs the script without arguments and says by environment what happens; see criu(8), `--action-script`. Under runc
 //! the runtime is told first, then the script.
 
-use std::path::PathBuf;
-
 /// An event of a dump or a restore, as far as spothop cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -35,8 +33,8 @@ pub struct Event {
     pub action: Action,
     /// Process id of the container's init, where CRIU knows it.
     pub init_pid: Option<i32>,
-    /// The image directory (a path in /proc of the calling CRIU).
-    pub image_dir: Option<PathBuf>,
+    /// Process id of the CRIU that calls.
+    pub criu_pid: Option<i32>,
 }
 
 impl Event {
@@ -61,9 +59,14 @@ impl Event {
         Some(Self {
             action,
             init_pid: lookup("CRTOOLS_INIT_PID").and_then(|pid| pid.parse().ok()),
-            image_dir: lookup("CRTOOLS_IMAGE_DIR").map(PathBuf::from),
+            criu_pid: lookup("CRTOOLS_IMAGE_DIR").and_then(|directory| criu_pid(&directory)),
         })
     }
+}
+
+/// CRIU names the images by its own descriptor: `/proc/<pid>/fd/<number>` (criu, `criu/action-scripts.c`, `run_shell_scripts`).
+fn criu_pid(image_dir: &str) -> Option<i32> {
+    image_dir.strip_prefix("/proc/")?.split_once('/')?.0.parse().ok()
 }
 
 #[cfg(test)]
@@ -75,9 +78,10 @@ mod tests {
         let lookup = |name: &str| match name {
             "CRTOOLS_SCRIPT_ACTION" => Some("post-dump".to_owned()),
             "CRTOOLS_INIT_PID" => Some("77".to_owned()),
+            "CRTOOLS_IMAGE_DIR" => Some("/proc/99/fd/1021".to_owned()),
             _ => None,
         };
-        let event = Event { action: Action::PostDump, init_pid: Some(77), image_dir: None };
+        let event = Event { action: Action::PostDump, init_pid: Some(77), criu_pid: Some(99) };
         assert_eq!(Event::from_lookup(lookup), Some(event));
         assert_eq!(Event::from_lookup(|_| None), None);
     }

@@ -201,7 +201,8 @@ pub fn script(directory: &Path, event: Option<&Event>) -> Result<bool, GateError
         Some(event) if event.action == Action::PostDump => event,
         Some(event) if event.action == Action::PreDump => {
             failpoint::reach("source:hook:before")?;
-            dump::note_criu(directory).map_err(|source| GateError::Note { path: directory.to_owned(), source })?;
+            dump::note_criu(directory, event)
+                .map_err(|source| GateError::Note { path: directory.to_owned(), source })?;
             return Ok(may_begin(&directory.join(SOCKET)));
         }
         _ => return Ok(true),
@@ -298,7 +299,7 @@ mod tests {
     }
 
     fn event(action: Action) -> Event {
-        Event { action, init_pid: None, image_dir: None }
+        Event { action, init_pid: None, criu_pid: Some(std::process::id().cast_signed()) }
     }
 
     #[tokio::test]
