@@ -225,6 +225,9 @@ struct Torture {
     /// Only combinations whose name contains this: part of a point, of a fault, or of 'source:frozen × kill'.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
+    /// A line under [memory] in the daemons' configuration, like 'mode = "stop-and-copy"'; may be repeated.
+    #[arg(long, value_name = "LINE")]
+    memory: Vec<String>,
     /// The table of all runs, JSON lines; target/torture/report-SEED.jsonl if not given.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -411,13 +414,14 @@ fn run(cli: Cli) -> Result<ExitCode> {
 }
 
 fn torture(program: &std::path::Path, layout: &Layout, arguments: Torture) -> Result<Report> {
-    let Torture { runs, seed, at, first, only, report, no_build } = arguments;
+    let Torture { runs, seed, at, first, only, memory, report, no_build } = arguments;
     let options = torture::Options {
         runs: at.map_or(runs, |_| 1),
         first: at.unwrap_or(first),
         seed,
         only,
         report: report.unwrap_or_else(|| workspace().join(format!("target/torture/report-{seed}.jsonl"))),
+        memory: memory.join("\n"),
         build: !no_build,
     };
     torture::torture(program, layout, &options, &say)

@@ -95,7 +95,7 @@ pub fn soak(
     report: Option<PathBuf>,
     say: &dyn Fn(&str),
 ) -> Result<Outcome> {
-    let arena = Arena::up(program, layout, build, say)?;
+    let arena = Arena::up(program, layout, "", build, say)?;
     let outcome = hop(&arena, hops, say);
     let down = arena.down();
     let outcome = outcome?;

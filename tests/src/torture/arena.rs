@@ -28,6 +28,8 @@ pub const HOSTS: [&str; 2] = ["a", "b"];
 /// Its address, the same on both.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 50);
 const PORT: u16 = 6379;
+/// The daemon's configuration on a host.
+const CONFIGURATION: &str = "/etc/spothop/config.toml";
 /// Data that never changes, in MiB.
 const MIB: u64 = 2;
 /// Room for spothop's journal and logs: enough for hundreds of runs, and quickly filled.
@@ -46,6 +48,8 @@ pub struct Arena {
     pub bed: Testbed,
     program: PathBuf,
     layout: Layout,
+    /// `[memory]` of the daemons' configuration.
+    memory: String,
 }
 
 /// A client under way.
@@ -58,14 +62,15 @@ pub struct Client {
 }
 
 impl Arena {
-    /// Brings it up under the name of `layout`, with the server on host `a`.
+    /// Brings it up under the name of `layout`, with the server on host `a`, and with these lines under `[memory]` in the daemons'
+    /// configuration.
     ///
     /// # Errors
-    /// Like [`Testbed::up`]; [`Error::Command`] when spothop is not built.
-    pub fn up(program: &Path, layout: &Layout, build: bool, say: &dyn Fn(&str)) -> Result<Self> {
+    /// Like [`Testbed::up`]; [`Error::Command`] when spothop is not built, or does not take the lines.
+    pub fn up(program: &Path, layout: &Layout, memory: &str, build: bool, say: &dyn Fn(&str)) -> Result<Self> {
         let options = Options { build, state_mib: Some(STATE_MIB), ..Options::default() };
         let bed = Testbed::up(program, layout.clone(), &options, say)?;
-        let arena = Self { bed, program: program.to_owned(), layout: layout.clone() };
+        let arena = Self { bed, program: program.to_owned(), layout: layout.clone(), memory: memory.to_owned() };
         arena.furnish().inspect_err(|_| {
             // The first error is the one that counts.
             let _ = down(layout);
@@ -79,7 +84,7 @@ impl Arena {
     /// Like [`Arena::up`].
     pub fn renew(&mut self, say: &dyn Fn(&str)) -> Result<()> {
         down(&self.layout)?;
-        *self = Self::up(&self.program, &self.layout, false, say)?;
+        *self = Self::up(&self.program, &self.layout, &self.memory, false, say)?;
         Ok(())
     }
 
@@ -103,6 +108,13 @@ impl Arena {
         self.sh("a", &run)?;
         let server = self.server();
         join(self.bed.on_client_network(move || data::load(server, MIB))?)??;
+        if !self.memory.is_empty() {
+            let configure =
+                format!("printf '\\n[memory]\\n%s\\n' \"$1\" >> {CONFIGURATION}; systemctl restart spothop");
+            for host in HOSTS {
+                self.bed.output(host, ["timeout", LIMIT, "sh", "-ec", &configure, "sh", &self.memory])?;
+            }
+        }
         for host in HOSTS {
             self.sh(host, "until spothop hosts --json | grep -q reachable; do sleep 0.1; done")?;
         }

@@ -41,6 +41,8 @@ pub struct Options {
     pub only: Option<String>,
     /// The table, one JSON object a line; what is kept of runs that went wrong lies beside it.
     pub report: PathBuf,
+    /// Lines under `[memory]` in the daemons' configuration.
+    pub memory: String,
     /// Whether to build spothop first.
     pub build: bool,
 }
@@ -51,7 +53,7 @@ pub struct Options {
 /// What keeps the testbed itself from working; violations are in the report.
 pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
     let mut report = Report::create(&options.report, options.seed)?;
-    let mut arena = Arena::up(program, layout, options.build, say)?;
+    let mut arena = Arena::up(program, layout, &options.memory, options.build, say)?;
     let result = (options.first..options.first + options.runs).try_for_each(|index| {
         let line = match one(&mut arena, options, index, say)? {
             Ok(line) => line,

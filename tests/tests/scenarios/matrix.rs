@@ -52,7 +52,7 @@ impl Hosts {
         let layout = Layout::new(name).expect("a name that fits");
         let program = Path::new(env!("CARGO_BIN_EXE_testbed"));
         down(&layout).expect("what an earlier run has left goes away");
-        let arena = Arena::up(program, &layout, false, &|line| eprintln!("{line}")).expect("a testbed");
+        let arena = Arena::up(program, &layout, "", false, &|line| eprintln!("{line}")).expect("a testbed");
         Self { arena, layout }
     }
 }
