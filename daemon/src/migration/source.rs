@@ -152,7 +152,7 @@ impl Source<'_> {
         target.order(&Request::Start, "starting the container", STEP).await?;
         self.track.enter(Phase::Prepared).await?;
         let checkpoint = self.start_criu(gate)?;
-        // It may take as long as the memory does, and no longer.
+        // Meanwhile it comes up.
         self.memory.send_running(&mut target).await?;
         self.held.before().await?;
         self.freeze().await?;
