@@ -54,8 +54,9 @@ pub fn kill_frozen(init_pid: i32) {
     if !freezer.is_frozen().unwrap_or(false) {
         return;
     }
-    // Whoever hears of the end finds a cgroup that is not frozen. Stopped one by one, no thread leaves the kernel in between.
-    if stop_threads(init_pid) {
+    // Whoever hears of the end finds a cgroup that is not frozen. Stopped one by one, no thread leaves the kernel in between. Nobody would
+    // let go of others that are in the same cgroup.
+    if freezer.is_of_one_container() && stop_threads(init_pid) {
         let _ = freezer.thaw();
     }
     // It may have ended by itself meanwhile.
@@ -97,10 +98,7 @@ impl Grip {
     /// When that is gone.
     pub fn on(init_pid: i32) -> io::Result<Self> {
         let init = pidfd::open(init_pid)?;
-        let own = Freezer::of_pid(init_pid).ok().filter(|freezer| {
-            let name = freezer.directory().file_name().unwrap_or_default();
-            bears_id(&name.to_string_lossy())
-        });
+        let own = Freezer::of_pid(init_pid).ok().filter(Freezer::is_of_one_container);
         Ok(Self { init, cgroup: own.and_then(|freezer| File::open(freezer.directory()).ok()) })
     }
 
@@ -203,6 +201,11 @@ impl Freezer {
         }
         self.thaw()?;
         Err(CgroupError::Timeout { directory: self.directory.clone(), timeout })
+    }
+
+    /// Whether the cgroup bears a container's id: then nobody else is in it.
+    fn is_of_one_container(&self) -> bool {
+        bears_id(&self.directory.file_name().unwrap_or_default().to_string_lossy())
     }
 
     /// Lets the tasks go on; no error when the cgroup is gone with its tasks, or was not frozen.
@@ -364,6 +367,15 @@ mod tests {
         let both = format!("{V2_MOUNT}{V1_MOUNT}");
         assert_eq!(locate(memberships, &both).unwrap().directory(), Path::new("/sys/fs/cgroup/freezer/docker/x"));
         assert_eq!(locate(memberships, V2_MOUNT).unwrap().directory(), Path::new("/sys/fs/cgroup/z"));
+    }
+
+    #[test]
+    fn only_in_a_cgroup_of_its_own_a_container_is_alone() {
+        let freezer =
+            |name: &str| Freezer { version: CgroupVersion::V2, directory: Path::new("/sys/fs/cgroup").join(name) };
+        assert!(freezer(&format!("system.slice/docker-{}.scope", "a".repeat(64))).is_of_one_container());
+        assert!(!freezer(&format!("docker-{}.scope/below", "a".repeat(64))).is_of_one_container());
+        assert!(!freezer("user.slice").is_of_one_container());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Subprocesses: run one to its end with its output captured.
 
 use std::io::Write;
+use std::mem;
 use std::process::{Child, Command, Output, Stdio};
 
 /// A helper program that could not be run or did not succeed.
@@ -66,10 +67,11 @@ pub(crate) fn finish(command: &mut Command) -> Result<Output, CommandError> {
     command.output().map_err(|source| CommandError::Spawn { program: program(command), source })
 }
 
-/// A program that is started and waits for its input.
+/// A program that is started and waits for its input. It is killed if this is dropped.
 #[derive(Debug)]
 pub(crate) struct Started {
-    child: Child,
+    /// None once it has ended.
+    child: Option<Child>,
     program: String,
 }
 
@@ -82,7 +84,7 @@ impl Started {
         let program = program(command);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         match command.spawn() {
-            Ok(child) => Ok(Self { child, program }),
+            Ok(child) => Ok(Self { child: Some(child), program }),
             Err(source) => Err(CommandError::Spawn { program, source }),
         }
     }
@@ -92,19 +94,31 @@ impl Started {
     /// # Errors
     /// When its exit status is not 0.
     pub(crate) fn finish(mut self, input: &str) -> Result<(), CommandError> {
-        if let Some(mut stdin) = self.child.stdin.take() {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        if let Some(mut stdin) = child.stdin.take() {
             // A program that does not read its input says why by its exit status.
             let _ = stdin.write_all(input.as_bytes());
         }
-        match self.child.wait_with_output() {
+        let program = mem::take(&mut self.program);
+        match child.wait_with_output() {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(CommandError::Failed {
-                program: self.program,
+                program,
                 arguments: "(prepared)".to_owned(),
                 status: output.status,
                 message: message(&output),
             }),
-            Err(source) => Err(CommandError::Spawn { program: self.program, source }),
+            Err(source) => Err(CommandError::Spawn { program, source }),
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            // Nobody else would reap it.
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
@@ -117,4 +131,23 @@ pub(crate) fn message(output: &Output) -> String {
 
 fn program(command: &Command) -> String {
     command.get_program().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tasks;
+
+    #[test]
+    fn what_is_prepared_does_its_work_or_is_gone() {
+        Started::new(&mut Command::new("cat")).unwrap().finish("x").unwrap();
+        let failed = Started::new(&mut Command::new("sh")).unwrap().finish("echo no >&2; exit 3").unwrap_err();
+        assert!(failed.to_string().ends_with(": no"), "{failed}");
+        let dropped = Started::new(&mut Command::new("cat")).unwrap();
+        let pid = dropped.child.as_ref().unwrap().id();
+        assert!(tasks::start_time(pid.cast_signed()).is_some());
+        drop(dropped);
+        let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        assert!(gone, "it was not reaped");
+    }
 }

@@ -96,8 +96,7 @@ pub struct Checkpoint {
     /// What the container's tasks watch, from [`crate::watches::watched`]; CRIU finds no names on an overlay without it.
     pub watched: Vec<PathBuf>,
     /// Leave the pages of private memory in the tasks, for who reads them while the dump is held ([`crate::memory::holes`]): the images
-    /// alone are not enough for a restore then. With one
-    /// that is not [current](ConstantParent::is_current) the checkpoint may fail.
+    /// alone are not enough for a restore then. With one that is not [current](ConstantParent::is_current) the checkpoint may fail.
     pub parent: Option<ConstantParent>,
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Nothing about it is kept: the tasks are the ones that are frozen, by their ids in the container, whichever daemon reads them.
 
+use std::sync::Arc;
+
 use spothop_criu::memory::pager::Piece;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -19,27 +21,22 @@ pub(super) async fn lend(
     mut answer: Answer,
     step: &'static str,
 ) -> Result<Answer, Error> {
-    let mut lent = 0;
+    let mut lends = false;
     while let Answer::Lacking { pages, bytes } = answer {
         track.reach("fill")?;
-        if lent == 0 {
+        if !std::mem::replace(&mut lends, true) {
             info!(migration = %track.id, bytes, "the container runs at its target, and the rest of its memory follows");
         }
-        lent += 1;
-        let request = match read(track, pages).await? {
+        match read(track, pages).await? {
             Ok(batch) => {
                 target.say(&Request::Pages { bytes: batch.bytes, frozen: true }).await?;
                 let stats = target.bulk().send_extents(batch as _, &track.progress("fill", None)).await?;
                 track.count(stats).await?;
-                None
             }
             Err(reason) => {
                 warn!(migration = %track.id, reason, "the target lacks memory that is not here any more");
-                Some(Request::Lost { reason })
+                target.say(&Request::Lost { reason }).await?;
             }
-        };
-        if let Some(lost) = request {
-            target.say(&lost).await?;
         }
         answer = target.answer(step, RUN).await?;
     }
@@ -47,7 +44,7 @@ pub(super) async fn lend(
 }
 
 /// The pages, of tasks that are still as they were frozen; or why there are none.
-async fn read(track: &Track, pages: Vec<Piece>) -> Result<Result<std::sync::Arc<memory::Batch>, String>, Error> {
+async fn read(track: &Track, pages: Vec<Piece>) -> Result<Result<Arc<memory::Batch>, String>, Error> {
     let frozen = track.steps().await?.into_iter().find_map(|step| match step {
         Step::Freeze { task } => Some(task),
         _ => None,
