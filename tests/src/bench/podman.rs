@@ -42,8 +42,8 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`].
     pub(super) fn new(bed: &'a Testbed) -> Result<Self> {
         let podman = Self { bed };
+        podman.clear()?;
         for host in HOSTS {
-            podman.clear(host)?;
             bed.output(host, ["mkdir", "--parents", DIRECTORY])?;
             let subnet = format!("--subnet={SUBNET}");
             let gateway = format!("--gateway={GATEWAY}");
@@ -65,9 +65,7 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`] with Podman's words; those of the client.
     pub(super) fn run(&self, mib: u64) -> Result<Run> {
         let result = self.start().and_then(|server| self.move_it(server, mib));
-        for host in HOSTS {
-            self.clear(host)?;
-        }
+        self.clear()?;
         result
     }
 
@@ -77,8 +75,8 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`].
     pub(super) fn end(self) -> Result<()> {
         output(&mut self.bed.exec(SOURCE, ["systemctl", "stop", UNIT])?)?;
+        self.clear()?;
         for host in HOSTS {
-            self.clear(host)?;
             self.bed.output(host, ["sh", "-ec", &format!("rm -rf {DIRECTORY}; podman network rm {LAN}")])?;
         }
         Ok(())
@@ -136,9 +134,12 @@ impl<'a> Podman<'a> {
     }
 
     /// Removes container and archive, where there are any.
-    fn clear(&self, host: &str) -> Result<()> {
+    fn clear(&self) -> Result<()> {
         let remove = ["podman", "rm", "--force", "--ignore", "--time=0", NAME];
-        run(&mut self.bed.exec(host, remove)?)?;
-        run(&mut self.bed.exec(host, ["rm", "--force", ARCHIVE])?).map(drop)
+        for host in HOSTS {
+            run(&mut self.bed.exec(host, remove)?)?;
+            run(&mut self.bed.exec(host, ["rm", "--force", ARCHIVE])?)?;
+        }
+        Ok(())
     }
 }
