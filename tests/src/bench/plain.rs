@@ -148,19 +148,7 @@ impl<'a> Plain<'a> {
         let bytes = self.sh(TARGET, &format!("du --summarize --bytes {images} | cut -f1"))?.parse().ok();
         server.verify(mib)?;
         let seen = witness.report()?;
-        Ok(Run {
-            way: Way::Criu,
-            mib,
-            downtime: seen.longest_gap_ms / 1000.0,
-            total,
-            kept: seen.connections == 1,
-            lost_writes: seen.lost_writes,
-            sent_bytes: bytes,
-            wire_bytes: bytes,
-            source_needed: None,
-            steps,
-            usage,
-        })
+        Ok(Run { sent_bytes: bytes, wire_bytes: bytes, steps, usage, ..Run::seen(Way::Criu, mib, total, &seen) })
     }
 
     fn timed(&self, steps: &mut Vec<Step>, name: &str, host: &str, script: &str) -> Result<()> {

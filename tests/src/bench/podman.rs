@@ -117,20 +117,7 @@ impl<'a> Podman<'a> {
         let archive = self.bed.output(TARGET, ["stat", "--format=%s", ARCHIVE])?.parse().ok();
         server.verify(mib)?;
         let seen = witness.report()?;
-        Ok(Run {
-            way: Way::Podman,
-            mib,
-            downtime: seen.longest_gap_ms / 1000.0,
-            total,
-            kept: seen.connections == 1,
-            lost_writes: seen.lost_writes,
-            sent_bytes: archive,
-            wire_bytes: archive,
-            // The archive is all at the target when the restore begins.
-            source_needed: None,
-            steps,
-            usage,
-        })
+        Ok(Run { sent_bytes: archive, wire_bytes: archive, steps, usage, ..Run::seen(Way::Podman, mib, total, &seen) })
     }
 
     /// Removes container and archive, where there are any.
