@@ -83,6 +83,11 @@ impl Task {
         let _ = self.control.get_mut().write_all(b"go\n");
     }
 
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
     fn assert_well(mut self) {
         let status = self.process.wait().unwrap();
         let mut said = String::new();
@@ -274,8 +279,7 @@ fn a_task_that_dies_meanwhile_is_no_trouble() {
     let (ending, ()) = paged(memory, |mut criu, _| {
         let mut dies = Task::start(criu, 1, PAGES, Scenario::Touch);
         let mut lives = Task::start(criu, 2, PAGES, Scenario::Touch);
-        dies.process.kill().unwrap();
-        dies.process.wait().unwrap();
+        dies.kill();
         criu.write_all(&END_MARK.to_ne_bytes()).unwrap();
         lives.go();
         lives.go();
@@ -298,8 +302,7 @@ fn a_restore_that_ends_before_its_end_mark_is_given_up() {
             if held {
                 word.say().unwrap();
             }
-            task.process.kill().unwrap();
-            task.process.wait().unwrap();
+            task.kill();
         });
         assert!(matches!(ending, Ok(Ending::GivenUp)), "{ending:?}");
     }
@@ -314,8 +317,7 @@ fn a_task_that_nobody_expects_fails_the_restore() {
     let memory = Memory::open(&Store::at(scratch.path()), store(scratch.path(), &[(1, PAGES)])).unwrap();
     let (ending, ()) = paged(memory, |criu, _| {
         let mut task = Task::start(criu, 2, PAGES, Scenario::Touch);
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
     });
     assert!(matches!(ending, Err(PagerError::Unexpected { vpid: 2 })), "{ending:?}");
 }
@@ -333,8 +335,7 @@ fn images_that_do_not_fit_the_restored_mappings_fail_the_restore_while_it_is_hel
         word.say().unwrap();
         // CRIU has not closed yet.
         wait_for_the_end(criu);
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
     });
     assert!(matches!(ending, Err(PagerError::NotRegistered { vpid: 1, .. })), "{ending:?}");
 
@@ -344,8 +345,7 @@ fn images_that_do_not_fit_the_restored_mappings_fail_the_restore_while_it_is_hel
         let mut task = Task::start(criu, 1, PAGES, Scenario::Early);
         word.say().unwrap();
         wait_for_the_end(criu);
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
     });
     assert!(matches!(ending, Err(PagerError::There { vpid: 1, .. })), "{ending:?}");
 }

@@ -367,7 +367,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             let report = torture(&program, &layout, arguments)?;
             code = ExitCode::from(u8::from(report.wrong() > 0));
             let document = json!({
-                "runs": report.lines().len(), "wrong": report.wrong(), "report": report.path, "lines": report.lines()
+                "runs": report.lines().len(), "wrong": report.wrong(), "report": report.path(), "lines": report.lines()
             });
             (report.summary(), document)
         }
@@ -421,7 +421,7 @@ fn torture(program: &std::path::Path, layout: &Layout, arguments: Torture) -> Re
         seed,
         only,
         report: report.unwrap_or_else(|| workspace().join(format!("target/torture/report-{seed}.jsonl"))),
-        memory: memory.join("\n"),
+        memory,
         build: !no_build,
     };
     torture::torture(program, layout, &options, &say)
@@ -499,4 +499,30 @@ fn show(bed: &Testbed) -> Result<(String, Value)> {
     let document =
         serde_json::to_value(state).map_err(|source| Error::Json { what: "the state".to_owned(), source })?;
     Ok((text, document))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_torture_says_of_a_run_makes_that_run_again() {
+        let options = torture::Options {
+            runs: 265,
+            first: 10,
+            seed: 911,
+            only: Some("target:hook:go × kill shim of target".to_owned()),
+            report: "a report".into(),
+            memory: vec!["mode = \"post-copy\"\nrestore = 'eager'".to_owned(), "max_precopy_cpu = 2".to_owned()],
+            build: true,
+        };
+        let again = options.again(17);
+        let words = shlex::split(&format!("testbed torture {again}")).expect("words of a shell");
+        let Command::Torture(torture) = Cli::try_parse_from(words).expect("a command line").command else {
+            panic!("{again}");
+        };
+        assert_eq!((torture.seed, torture.at, torture.only), (options.seed, Some(17), options.only), "{again}");
+        assert_eq!(torture.memory.join("\n"), options.memory.join("\n"), "{again}");
+        assert_eq!(again.lines().count(), 1, "{again}");
+    }
 }

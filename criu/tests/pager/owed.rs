@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use spothop_criu::memory::pager::{Counters, Ending, Lacking, Memory, PagerError, Piece, ask, lose};
+use spothop_criu::memory::pager::{Counters, Ending, Held, Lacking, Memory, PagerError, Piece, ask, lose};
 use spothop_criu::memory::{PAGE, Pages, Store, Vpid};
 use tempfile::TempDir;
 
@@ -84,6 +84,8 @@ enum Way {
 }
 
 impl Way {
+    const ALL: [Self; 3] = [Self::Swift, Self::Slow, Self::Backwards];
+
     fn of(self, pages: Vec<Piece>) -> Vec<Piece> {
         match self {
             Self::Swift => pages,
@@ -145,66 +147,57 @@ fn run(tasks: &[(Vpid, u64)], scenario: Scenario, way: Way) -> Counters {
     counters
 }
 
+/// One run for each of these ways; none where a pager is not possible.
+fn run_each(tasks: &[(Vpid, u64)], scenario: Scenario, ways: &[Way]) -> Vec<Counters> {
+    if !possible() {
+        return Vec::new();
+    }
+    ways.iter().map(|&way| run(tasks, scenario, way)).collect()
+}
+
+/// How the restore of one task ends that lacks pages and reads all of them, while `script` plays CRIU; none where a pager is not possible.
+fn one(script: impl FnOnce(&Owing, &UnixStream, &mut Held, Task)) -> Option<(Owing, Result<Ending, PagerError>)> {
+    if !possible() {
+        return None;
+    }
+    let owing = Owing::of(&[(1, PAGES)]);
+    let (ending, ()) = paged(owing.memory(), |criu, word| {
+        let task = Task::start(criu, 1, PAGES, Scenario::Touch);
+        script(&owing, criu, word, task);
+    });
+    Some((owing, ending))
+}
+
 #[test]
 fn every_byte_that_is_owed_is_the_right_one_in_whatever_order_it_comes() {
-    if !possible() {
-        return;
-    }
-    for way in [Way::Swift, Way::Backwards, Way::Slow] {
-        let counters = run(&[(1, PAGES), (7, 3), (8, 0)], Scenario::Touch, way);
+    for counters in run_each(&[(1, PAGES), (7, 3), (8, 0)], Scenario::Touch, &Way::ALL) {
         assert!(counters.faults > 0, "{counters:?}");
     }
 }
 
 #[test]
 fn children_have_what_their_parent_is_owed() {
-    if !possible() {
-        return;
-    }
-    for way in [Way::Swift, Way::Backwards, Way::Slow] {
-        run(&[(1, PAGES / 2), (2, PAGES / 2)], Scenario::Fork, way);
-    }
+    run_each(&[(1, PAGES / 2), (2, PAGES / 2)], Scenario::Fork, &Way::ALL);
 }
 
 #[test]
 fn what_is_owed_follows_memory_that_is_moved() {
-    if !possible() {
-        return;
-    }
-    for way in [Way::Swift, Way::Backwards, Way::Slow] {
-        run(&[(1, PAGES)], Scenario::Move, way);
-    }
+    run_each(&[(1, PAGES)], Scenario::Move, &Way::ALL);
 }
 
 #[test]
 fn what_a_task_has_dropped_does_not_come_any_more() {
-    if !possible() {
-        return;
-    }
-    for way in [Way::Swift, Way::Backwards, Way::Slow] {
-        run(&[(1, PAGES)], Scenario::Drop, way);
-    }
+    run_each(&[(1, PAGES)], Scenario::Drop, &Way::ALL);
 }
 
 #[test]
 fn threads_that_change_mappings_while_pages_come_see_nothing_but_their_own() {
-    if !possible() {
-        return;
-    }
-    for way in [Way::Swift, Way::Backwards] {
-        run(&[(1, 4 * PAGES)], Scenario::Churn, way);
-    }
+    run_each(&[(1, 4 * PAGES)], Scenario::Churn, &[Way::Swift, Way::Backwards]);
 }
 
 #[test]
 fn what_a_thread_waits_for_comes_before_all_else() {
-    if !possible() {
-        return;
-    }
-    let owing = Owing::of(&[(1, PAGES)]);
-    let memory = owing.memory();
-    let (ending, ()) = paged(memory, |mut criu, word| {
-        let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
+    let restored = one(|owing, mut criu, word, mut task| {
         word.say().unwrap();
         criu.write_all(&END_MARK.to_ne_bytes()).unwrap();
         let socket = owing.socket();
@@ -225,48 +218,37 @@ fn what_a_thread_waits_for_comes_before_all_else() {
         task.go();
         let (begin, begins) = channel();
         drop(begin);
-        daemon(&owing, Way::Swift, begins).join().unwrap();
+        daemon(owing, Way::Swift, begins).join().unwrap();
         task.assert_well();
     });
+    let Some((_, ending)) = restored else { return };
     assert!(matches!(ending, Ok(Ending::Whole(_))), "{ending:?}");
 }
 
 #[test]
 fn nobody_is_waited_for_who_has_ended() {
-    if !possible() {
-        return;
-    }
-    let owing = Owing::of(&[(1, PAGES)]);
-    let memory = owing.memory();
-    let (ending, ()) = paged(memory, |mut criu, _| {
-        let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
+    let restored = one(|owing, mut criu, _, mut task| {
         criu.write_all(&END_MARK.to_ne_bytes()).unwrap();
         assert!(ask(&owing.socket(), vec![], 0).unwrap().unwrap().bytes > 0);
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
         crate::wait_for_the_end(criu);
     });
+    let Some((owing, ending)) = restored else { return };
     assert!(matches!(ending, Ok(Ending::Whole(_))), "{ending:?}");
     assert_eq!(ask(&owing.socket(), vec![], 0).unwrap(), None, "there is nobody to ask");
 }
 
 #[test]
 fn what_is_lost_is_never_given_out_as_anything_else() {
-    if !possible() {
-        return;
-    }
-    let owing = Owing::of(&[(1, PAGES)]);
-    let memory = owing.memory();
-    let (ending, ()) = paged(memory, |mut criu, _| {
-        let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
+    let restored = one(|owing, mut criu, _, mut task| {
         criu.write_all(&END_MARK.to_ne_bytes()).unwrap();
         task.go();
         lose(&owing.socket(), "the source is gone").unwrap();
         crate::wait_for_the_end(criu);
         // The guard's part.
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
     });
+    let Some((owing, ending)) = restored else { return };
     let Err(PagerError::Lost { why }) = ending else { panic!("{ending:?}") };
     assert_eq!(why, "the source is gone");
     lose(&owing.socket(), "again").unwrap();
@@ -274,18 +256,12 @@ fn what_is_lost_is_never_given_out_as_anything_else() {
 
 #[test]
 fn a_page_that_is_needed_before_the_tasks_run_fails_the_restore() {
-    if !possible() {
-        return;
-    }
-    let owing = Owing::of(&[(1, PAGES)]);
-    let memory = owing.memory();
-    let (ending, ()) = paged(memory, |criu, _| {
-        let mut task = Task::start(criu, 1, PAGES, Scenario::Touch);
+    let restored = one(|_, criu, _, mut task| {
         task.go();
         crate::wait_for_the_end(criu);
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
     });
+    let Some((_, ending)) = restored else { return };
     assert!(matches!(ending, Err(PagerError::TooEarly { vpid: 1, .. })), "{ending:?}");
 }
 

@@ -223,8 +223,7 @@ fn without_guard_or_pager_no_task_gets_to_run() {
         let mut hook = restore.hook(task.process.id().cast_signed());
         assert!(!hook.holds, "{killed}");
         assert!(!hook.process.wait().unwrap().success(), "{killed}");
-        task.process.kill().unwrap();
-        task.process.wait().unwrap();
+        task.kill();
         criu.shutdown(std::net::Shutdown::Both).unwrap();
         // Nobody is left.
         assert_eq!(criu.read(&mut [0]).unwrap_or(0), 0, "{killed}");

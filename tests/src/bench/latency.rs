@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::redis::live::Report;
 
-use super::goals::Goal;
 use super::migration::Migration;
 use super::results::Figures;
 use super::spothop::{Moved, Spothop};
@@ -130,10 +129,6 @@ impl Figures for Latency {
             self.runs
         );
         text
-    }
-
-    fn goals(&self) -> Vec<Goal> {
-        Vec::new()
     }
 
     fn failures(&self) -> &[Failure] {

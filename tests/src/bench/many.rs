@@ -13,7 +13,6 @@ use crate::imds::Action;
 use crate::layout::LAN;
 use crate::workload::Workload;
 
-use super::goals::Goal;
 use super::migration::{Migration, between};
 use super::results::Figures;
 use super::statistics::{Spread, median};
@@ -273,10 +272,6 @@ impl Figures for Many {
             "\nAll tasks were counted again at the target. Processes: each a program of its own; forked processes share the memory of the first one.\n",
         );
         text
-    }
-
-    fn goals(&self) -> Vec<Goal> {
-        Vec::new()
     }
 
     fn failures(&self) -> &[Failure] {

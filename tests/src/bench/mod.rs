@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::layout::Layout;
 use crate::machine::workspace;
+use crate::redis::live;
 use crate::testbed::{self, Testbed};
 use crate::workload::Workload;
 
@@ -148,11 +149,30 @@ struct Run {
     sent_bytes: Option<u64>,
     /// After it.
     wire_bytes: Option<u64>,
-    /// From the freeze until the source is not needed any more, in seconds.
+    /// From the freeze until the source is not needed any more, in seconds; none where all is at the target when the restore begins.
     source_needed: Option<f64>,
     /// What the total consists of, in order.
     steps: Vec<Step>,
     usage: Usage,
+}
+
+impl Run {
+    /// What a client has seen of it; nothing else is known.
+    fn seen(way: Way, mib: u64, total: f64, report: &live::Report) -> Self {
+        Self {
+            way,
+            mib,
+            downtime: report.longest_gap_ms / 1000.0,
+            total,
+            kept: report.connections == 1,
+            lost_writes: report.lost_writes,
+            sent_bytes: None,
+            wire_bytes: None,
+            source_needed: None,
+            steps: Vec::new(),
+            usage: Usage::default(),
+        }
+    }
 }
 
 /// What did not work.

@@ -56,9 +56,7 @@ impl<'a> Plain<'a> {
         Bundle::make(bed, SOURCE, NAME, &server, Some(&network))?;
         let bundle = Bundle::make(bed, TARGET, NAME, &server, Some(&network))?;
         let plain = Self { bed, bundle };
-        for host in HOSTS {
-            plain.clear(host)?;
-        }
+        plain.clear()?;
         Ok(plain)
     }
 
@@ -68,9 +66,7 @@ impl<'a> Plain<'a> {
     /// [`Error::Command`] with runc's words; those of the client.
     pub(super) fn run(&self, mib: u64) -> Result<Run> {
         let result = self.start().and_then(|server| self.move_it(server, mib));
-        for host in HOSTS {
-            self.clear(host)?;
-        }
+        self.clear()?;
         result
     }
 
@@ -79,11 +75,8 @@ impl<'a> Plain<'a> {
     /// # Errors
     /// [`Error::Command`].
     pub(super) fn end(self) -> Result<()> {
-        for host in HOSTS {
-            self.clear(host)?;
-            Bundle::remove_all(self.bed, host)?;
-        }
-        Ok(())
+        self.clear()?;
+        HOSTS.into_iter().try_for_each(|host| Bundle::remove_all(self.bed, host))
     }
 
     fn start(&self) -> Result<Server<'a>> {
@@ -155,19 +148,7 @@ impl<'a> Plain<'a> {
         let bytes = self.sh(TARGET, &format!("du --summarize --bytes {images} | cut -f1"))?.parse().ok();
         server.verify(mib)?;
         let seen = witness.report()?;
-        Ok(Run {
-            way: Way::Criu,
-            mib,
-            downtime: seen.longest_gap_ms / 1000.0,
-            total,
-            kept: seen.connections == 1,
-            lost_writes: seen.lost_writes,
-            sent_bytes: bytes,
-            wire_bytes: bytes,
-            source_needed: None,
-            steps,
-            usage,
-        })
+        Ok(Run { sent_bytes: bytes, wire_bytes: bytes, steps, usage, ..Run::seen(Way::Criu, mib, total, &seen) })
     }
 
     fn timed(&self, steps: &mut Vec<Step>, name: &str, host: &str, script: &str) -> Result<()> {
@@ -182,11 +163,11 @@ impl<'a> Plain<'a> {
     }
 
     /// Removes container, network and images, where there are any.
-    fn clear(&self, host: &str) -> Result<()> {
+    fn clear(&self) -> Result<()> {
         let clear = format!(
             "runc delete --force {NAME} 2>/dev/null; ip netns delete {NETWORK} 2>/dev/null; rm -rf {IMAGES}; \
              ip link delete {NETWORK} 2>/dev/null; :"
         );
-        output(&mut self.bed.exec(host, ["sh", "-c", &clear])?).map(drop)
+        HOSTS.into_iter().try_for_each(|host| output(&mut self.bed.exec(host, ["sh", "-c", &clear])?).map(drop))
     }
 }

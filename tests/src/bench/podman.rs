@@ -42,8 +42,8 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`].
     pub(super) fn new(bed: &'a Testbed) -> Result<Self> {
         let podman = Self { bed };
+        podman.clear()?;
         for host in HOSTS {
-            podman.clear(host)?;
             bed.output(host, ["mkdir", "--parents", DIRECTORY])?;
             let subnet = format!("--subnet={SUBNET}");
             let gateway = format!("--gateway={GATEWAY}");
@@ -65,9 +65,7 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`] with Podman's words; those of the client.
     pub(super) fn run(&self, mib: u64) -> Result<Run> {
         let result = self.start().and_then(|server| self.move_it(server, mib));
-        for host in HOSTS {
-            self.clear(host)?;
-        }
+        self.clear()?;
         result
     }
 
@@ -77,8 +75,8 @@ impl<'a> Podman<'a> {
     /// [`crate::Error::Command`].
     pub(super) fn end(self) -> Result<()> {
         output(&mut self.bed.exec(SOURCE, ["systemctl", "stop", UNIT])?)?;
+        self.clear()?;
         for host in HOSTS {
-            self.clear(host)?;
             self.bed.output(host, ["sh", "-ec", &format!("rm -rf {DIRECTORY}; podman network rm {LAN}")])?;
         }
         Ok(())
@@ -119,26 +117,16 @@ impl<'a> Podman<'a> {
         let archive = self.bed.output(TARGET, ["stat", "--format=%s", ARCHIVE])?.parse().ok();
         server.verify(mib)?;
         let seen = witness.report()?;
-        Ok(Run {
-            way: Way::Podman,
-            mib,
-            downtime: seen.longest_gap_ms / 1000.0,
-            total,
-            kept: seen.connections == 1,
-            lost_writes: seen.lost_writes,
-            sent_bytes: archive,
-            wire_bytes: archive,
-            // The archive is all at the target when the restore begins.
-            source_needed: None,
-            steps,
-            usage,
-        })
+        Ok(Run { sent_bytes: archive, wire_bytes: archive, steps, usage, ..Run::seen(Way::Podman, mib, total, &seen) })
     }
 
     /// Removes container and archive, where there are any.
-    fn clear(&self, host: &str) -> Result<()> {
+    fn clear(&self) -> Result<()> {
         let remove = ["podman", "rm", "--force", "--ignore", "--time=0", NAME];
-        run(&mut self.bed.exec(host, remove)?)?;
-        run(&mut self.bed.exec(host, ["rm", "--force", ARCHIVE])?).map(drop)
+        for host in HOSTS {
+            run(&mut self.bed.exec(host, remove)?)?;
+            run(&mut self.bed.exec(host, ["rm", "--force", ARCHIVE])?)?;
+        }
+        Ok(())
     }
 }

@@ -87,17 +87,12 @@ impl<'a> Spothop<'a> {
         let seen = witness.report()?;
         let gap = Gap { from: seen.longest_gap_at, to: seen.longest_gap_at + seen.longest_gap() };
         Ok(Run {
-            way: way.clone(),
-            mib,
-            downtime: seen.longest_gap_ms / 1000.0,
-            total,
-            kept: seen.connections == 1,
-            lost_writes: seen.lost_writes,
             sent_bytes: Some(migration.bytes_sent),
             wire_bytes: Some(migration.bytes_on_wire),
             source_needed: migration.source_needed_for(),
             steps: migration.steps(&profile, Some(gap)),
             usage: profile.usage,
+            ..Run::seen(way.clone(), mib, total, &seen)
         })
     }
 

@@ -42,9 +42,22 @@ pub struct Options {
     /// The table, one JSON object a line; what is kept of runs that went wrong lies beside it.
     pub report: PathBuf,
     /// Lines under `[memory]` in the daemons' configuration.
-    pub memory: String,
+    pub memory: Vec<String>,
     /// Whether to build spothop first.
     pub build: bool,
+}
+
+impl Options {
+    /// The options of `testbed torture` with which one of these runs, and only that, is made again; in one line, as a shell reads them.
+    #[must_use]
+    pub fn again(&self, index: u64) -> String {
+        let (seed, index) = (self.seed.to_string(), index.to_string());
+        let only = self.only.iter().flat_map(|filter| ["--only", filter]);
+        let memory = self.memory.iter().flat_map(|lines| lines.lines()).flat_map(|line| ["--memory", line]);
+        let words = ["--seed", &seed, "--at", &index].into_iter().chain(only).chain(memory);
+        // An argument that was given to us has no NUL, and nothing else is refused.
+        shlex::try_join(words).unwrap_or_else(|error| error.to_string())
+    }
 }
 
 /// Brings a testbed up, does all runs, and takes it down. The table grows with every run. `say` hears how they end.
@@ -52,8 +65,8 @@ pub struct Options {
 /// # Errors
 /// What keeps the testbed itself from working; violations are in the report.
 pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
-    let mut report = Report::create(&options.report, options.seed)?;
-    let mut arena = Arena::up(program, layout, &options.memory, options.build, say)?;
+    let mut report = Report::create(options)?;
+    let mut arena = Arena::up(program, layout, &options.memory.join("\n"), options.build, say)?;
     let result = (options.first..options.first + options.runs).try_for_each(|index| {
         let line = match one(&mut arena, options, index, say)? {
             Ok(line) => line,

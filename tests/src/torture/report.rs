@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::Options;
 use super::plan::{At, Plan};
 use crate::error::{Context, Error, Result};
 
@@ -30,7 +31,7 @@ pub enum Outcome {
 pub struct Line {
     /// The seed.
     pub seed: u64,
-    /// The run's number: with the seed it is all that there is to say about what was done.
+    /// The run's number: what was done follows from it, the seed and [`Options::only`].
     pub index: u64,
     /// What was to happen.
     pub plan: Plan,
@@ -86,9 +87,7 @@ impl Line {
 /// The table.
 #[derive(Debug)]
 pub struct Report {
-    /// Where it is written.
-    pub path: PathBuf,
-    seed: u64,
+    options: Options,
     lines: Vec<Line>,
     /// Runs that the testbed could not do, and why.
     given_up: Vec<String>,
@@ -96,16 +95,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty one.
+    /// An empty one of what is to run.
     ///
     /// # Errors
     /// [`Error::Io`].
-    pub fn create(path: &Path, seed: u64) -> Result<Self> {
+    pub fn create(options: &Options) -> Result<Self> {
+        let path = &options.report;
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).on("make", directory)?;
         }
         let file = File::create(path).on("create", path)?;
-        Ok(Self { path: path.to_owned(), seed, lines: Vec::new(), given_up: Vec::new(), file })
+        Ok(Self { options: options.clone(), lines: Vec::new(), given_up: Vec::new(), file })
     }
 
     /// Adds a run, and writes it at once.
@@ -115,7 +115,7 @@ impl Report {
     pub fn add(&mut self, line: Line) -> Result<()> {
         let text = serde_json::to_string(&line)
             .map_err(|source| Error::Json { what: "a line of the report".to_owned(), source })?;
-        writeln!(self.file, "{text}").on("write", &self.path)?;
+        writeln!(self.file, "{text}").on("write", self.path())?;
         self.lines.push(line);
         Ok(())
     }
@@ -130,8 +130,14 @@ impl Report {
     /// # Errors
     /// [`Error::Io`].
     pub fn close(&self) -> Result<()> {
-        let path = self.path.with_extension("txt");
+        let path = self.path().with_extension("txt");
         fs::write(&path, self.summary()).on("write", &path)
+    }
+
+    /// Where it is written.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.options.report
     }
 
     /// All runs.
@@ -176,16 +182,15 @@ impl Report {
             writeln!(text, "runs that lost something: {}; that doubled something: {}", with("LOST"), with("DOUBLED"));
         let mut gaps: Vec<f64> = self.lines.iter().filter(|line| line.kept).map(|line| line.gap_ms).collect();
         let _ = writeln!(text, "longest gaps where the connection lived: {}", distribution(&mut gaps));
-        let _ = writeln!(text, "seed {}; the table is in {}", self.seed, self.path.display());
+        let _ = writeln!(text, "seed {}; the table is in {}", self.options.seed, self.path().display());
         for why in &self.given_up {
             let _ = writeln!(text, "NOT DONE {why}");
         }
         for line in self.lines.iter().filter(|line| !line.violations.is_empty()) {
             let _ = writeln!(
                 text,
-                "WRONG --seed {} --at {}: {}: {}",
-                line.seed,
-                line.index,
+                "WRONG {}: {}: {}",
+                self.options.again(line.index),
                 line.plan,
                 line.violations.join("; ")
             );
@@ -229,6 +234,7 @@ pub fn distribution(milliseconds: &mut [f64]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::plan;
     use super::*;
 
     #[test]
@@ -237,5 +243,48 @@ mod tests {
         assert_eq!(distribution(&mut hundred), "100 of them, min 1, p50 50, p90 90, p99 99, max 100 ms");
         assert_eq!(distribution(&mut [7.0]), "1 of them, min 7, p50 7, p90 7, p99 7, max 7 ms");
         assert_eq!(distribution(&mut []), "none");
+    }
+
+    #[test]
+    fn a_run_that_is_wrong_is_told_with_all_that_it_takes_to_make_it_again() {
+        let scratch = tempfile::tempdir().unwrap();
+        let options = Options {
+            runs: 3,
+            first: 0,
+            seed: 5,
+            only: Some("source:frozen × kill".to_owned()),
+            report: scratch.path().join("report.jsonl"),
+            memory: vec![r#"mode = "post-copy""#.to_owned()],
+            build: false,
+        };
+        let mut report = Report::create(&options).unwrap();
+        for (index, violations) in [vec![], vec!["LOST a key".to_owned()], vec![]].into_iter().enumerate() {
+            let index = index as u64;
+            report
+                .add(Line {
+                    seed: options.seed,
+                    index,
+                    plan: plan(options.seed, index, options.only.as_deref()).unwrap(),
+                    source: "a".to_owned(),
+                    reached: true,
+                    done: Some("killed".to_owned()),
+                    cli: None,
+                    outcome: Outcome::Stayed,
+                    kept: true,
+                    gap_ms: 1.0,
+                    settle_s: 1.0,
+                    total_s: 1.0,
+                    acknowledged_writes: 1,
+                    samples: 1,
+                    longest_look_ms: 1.0,
+                    violations,
+                })
+                .unwrap();
+        }
+        let summary = report.summary();
+        let wrong: Vec<_> = summary.lines().filter(|line| line.starts_with("WRONG")).collect();
+        let [wrong] = *wrong else { panic!("{summary}") };
+        let words = r#"WRONG --seed 5 --at 1 --only 'source:frozen × kill' --memory 'mode = "post-copy"': "#;
+        assert!(wrong.starts_with(words) && wrong.ends_with(": LOST a key"), "{wrong}");
     }
 }

@@ -43,9 +43,7 @@ pub(crate) fn changes_up_to_the_freeze_are_not_lost(scene: &Scene) {
         logs.until(|line| line.starts_with("step"));
     }
 
-    scene.sh("a", "docker kill --signal=USR1 f1");
-    let code = scene.sh("a", "docker wait f1");
-    assert_eq!(code, "0", "{}", scene.sh("a", "docker logs --tail=20 f1 2>&1"));
+    scene.assert_ends_well("a", "f1");
 }
 
 fn python(scene: &Scene, host: &str, program: &str, arguments: &str) -> String {

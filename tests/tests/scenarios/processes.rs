@@ -14,27 +14,11 @@ const ZOO: &str = include_str!("programs/zoo.py");
 const FAMILY: &str = include_str!("programs/family.py");
 
 pub(crate) fn children_that_share_their_parents_memory_all_have_it_after_the_move(scene: &Scene) {
-    scene.run("a", "f1", "--network=lan --ip=172.30.0.62 python", &["python3", "-c", FAMILY]);
-    scene.follow("a", "docker logs --follow f1").until(|line| line == "ready");
-
-    scene.migrate("a", "f1", "b");
-    scene.migrate("b", "f1", "a");
-
-    scene.sh("a", "docker kill --signal=USR1 f1");
-    let code = scene.sh("a", "docker wait f1");
-    assert_eq!(code, "0", "{}", scene.sh("a", "docker logs f1 2>&1"));
+    is_well_there_and_back(scene, "f1", "--ip=172.30.0.62", FAMILY);
 }
 
 pub(crate) fn kernel_objects_of_all_kinds_are_the_same_after_the_move(scene: &Scene) {
-    scene.run("a", "z1", "--network=lan --ip=172.30.0.60 --tmpfs=/scratch python", &["python3", "-c", ZOO]);
-    scene.follow("a", "docker logs --follow z1").until(|line| line == "ready");
-
-    scene.migrate("a", "z1", "b");
-    scene.migrate("b", "z1", "a");
-
-    scene.sh("a", "docker kill --signal=USR1 z1");
-    let code = scene.sh("a", "docker wait z1");
-    assert_eq!(code, "0", "{}", scene.sh("a", "docker logs z1 2>&1"));
+    is_well_there_and_back(scene, "z1", "--ip=172.30.0.60 --tmpfs=/scratch", ZOO);
 }
 
 pub(crate) fn a_pipe_between_two_processes_loses_and_doubles_nothing(scene: &Scene) {
@@ -46,7 +30,17 @@ pub(crate) fn a_pipe_between_two_processes_loses_and_doubles_nothing(scene: &Sce
     let mut logs = scene.follow("b", "docker logs --follow p1");
     let first = logs.until(|line| line.starts_with("read"));
     logs.until(|line| line.starts_with("read") && *line != *first);
-    scene.sh("b", "docker kill --signal=USR1 p1");
-    assert_eq!(scene.sh("b", "docker wait p1"), "0", "{}", scene.sh("b", "docker logs p1 2>&1"));
+    scene.assert_ends_well("b", "p1");
     logs.until(|line| line.starts_with("end"));
+}
+
+/// Moves a container with this program of Python, which says `ready`, to the other host and back, and lets it look at itself.
+fn is_well_there_and_back(scene: &Scene, name: &str, options: &str, program: &str) {
+    scene.run("a", name, &format!("--network=lan {options} python"), &["python3", "-c", program]);
+    scene.follow("a", &format!("docker logs --follow {name}")).until(|line| line == "ready");
+
+    scene.migrate("a", name, "b");
+    scene.migrate("b", name, "a");
+
+    scene.assert_ends_well("a", name);
 }

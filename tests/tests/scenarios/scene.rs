@@ -134,6 +134,13 @@ impl Scene {
         Output::of(&mut command)
     }
 
+    /// Tells a program by USR1 to look at all that it has and to end; its exit code says whether all is well.
+    pub(crate) fn assert_ends_well(&self, host: &str, container: &str) {
+        self.sh(host, &format!("docker kill --signal=USR1 {container}"));
+        let code = self.sh(host, &format!("docker wait {container}"));
+        assert_eq!(code, "0", "{}", self.sh(host, &format!("docker logs --tail=100 {container} 2>&1")));
+    }
+
     /// `docker inspect` of a container.
     pub(crate) fn inspect(&self, host: &str, container: &str) -> Value {
         let text = self.sh(host, &format!("docker inspect {container}"));

@@ -1,9 +1,8 @@
 //! One data connection of a transfer whose pieces may go in any order: chunks until the end mark.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::transfer::{Context, Worker, write_chunk};
+use super::transfer::{Context, Outlet, Worker};
 use crate::codec::{Packer, Unpacker};
 use crate::error::Error;
 use crate::wire::Connection;
@@ -30,10 +29,10 @@ pub(crate) trait Put: Send + Sync + 'static {
 }
 
 /// Sends pieces over one connection until there are no more.
-pub(crate) async fn send(index: usize, mut connection: Connection, pieces: Arc<impl Pack>, context: Context) -> Worker {
+pub(crate) async fn send(index: usize, connection: Connection, pieces: Arc<impl Pack>, context: Context) -> Worker {
     let mut packer = Packer::new(context.link.clone())?;
+    let mut outlet = Outlet::new(index, connection, context.clone());
     let mut raw = Vec::new();
-    let mut chunks = 0;
     loop {
         let (pieces, number) = (pieces.clone(), context.number);
         let packed;
@@ -50,16 +49,9 @@ pub(crate) async fn send(index: usize, mut connection: Connection, pieces: Arc<i
             Packed::Gone => continue,
             Packed::End => break,
         };
-        let begin = Instant::now();
-        write_chunk(&mut connection, packer.frame(), &context.peer).await?;
-        packer.written(begin.elapsed());
-        context.meter.add(&header);
-        chunks += 1;
+        outlet.send(&mut packer, &header).await?;
     }
-    let end = Header::end(context.number, chunks);
-    write_chunk(&mut connection, &end.encode(), &context.peer).await?;
-    context.meter.add(&end);
-    Ok((index, connection))
+    outlet.end().await
 }
 
 /// Receives pieces over one connection until its end mark.

@@ -2,12 +2,11 @@
 //! the same turn; so the order needs no buffer but one chunk per connection.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-use super::transfer::{Context, Progress, Transfer, Worker, write_chunk};
+use super::transfer::{Context, Outlet, Progress, Transfer, Worker};
 use super::{CHUNK, Stats};
 use crate::codec::{Packer, Place, Unpacker, seal};
 use crate::error::Error;
@@ -131,13 +130,13 @@ async fn cut(
 /// Sender: packs and sends the chunks of one connection.
 async fn send_chunks(
     index: usize,
-    mut connection: Connection,
+    connection: Connection,
     mut pieces: mpsc::Receiver<Piece>,
     buffers: Buffers,
     context: Context,
 ) -> Worker {
     let mut packer = Packer::new(context.link.clone())?;
-    let mut chunks = 0;
+    let mut outlet = Outlet::new(index, connection, context.clone());
     while let Some(Piece { offset, raw, checksum }) = pieces.recv().await {
         let place = Place { transfer: context.number, object: 0, offset };
         let (used, header, raw) = context
@@ -149,16 +148,9 @@ async fn send_chunks(
             .await;
         packer = used;
         buffers.give(raw);
-        let begin = Instant::now();
-        write_chunk(&mut connection, packer.frame(), &context.peer).await?;
-        packer.written(begin.elapsed());
-        context.meter.add(&header);
-        chunks += 1;
+        outlet.send(&mut packer, &header).await?;
     }
-    let end = Header::end(context.number, chunks);
-    write_chunk(&mut connection, &end.encode(), &context.peer).await?;
-    context.meter.add(&end);
-    Ok((index, connection))
+    outlet.end().await
 }
 
 /// Receiver: reads, verifies and unpacks the chunks of one connection.

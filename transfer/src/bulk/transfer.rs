@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
 use super::{ACCEPTED_CHUNKS, CHUNK, Stats};
+use crate::codec::Packer;
 use crate::error::{AbortCode, Error};
 use crate::link::Link;
 use crate::session::{Aborter, Control, TransferParts};
@@ -301,6 +302,38 @@ impl Jobs {
     /// Returns when no job runs.
     async fn idle(&self) {
         let _ = self.0.acquire_many(JOBS as u32).await;
+    }
+}
+
+/// Sender: one data connection, on which chunks go out until the end mark.
+pub(crate) struct Outlet {
+    index: usize,
+    connection: Connection,
+    context: Context,
+    chunks: u64,
+}
+
+impl Outlet {
+    pub(crate) fn new(index: usize, connection: Connection, context: Context) -> Self {
+        Self { index, connection, context, chunks: 0 }
+    }
+
+    /// Sends the chunk that the packer has, whose header this is.
+    pub(crate) async fn send(&mut self, packer: &mut Packer, header: &Header) -> Result<(), Error> {
+        let begin = Instant::now();
+        write_chunk(&mut self.connection, packer.frame(), &self.context.peer).await?;
+        packer.written(begin.elapsed());
+        self.context.meter.add(header);
+        self.chunks += 1;
+        Ok(())
+    }
+
+    /// Sends the end mark; gives the connection back.
+    pub(crate) async fn end(mut self) -> Worker {
+        let end = Header::end(self.context.number, self.chunks);
+        write_chunk(&mut self.connection, &end.encode(), &self.context.peer).await?;
+        self.context.meter.add(&end);
+        Ok((self.index, self.connection))
     }
 }
 
