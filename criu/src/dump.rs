@@ -36,6 +36,7 @@ use crate::pidfd;
 use crate::private_mounts;
 use crate::repair;
 use crate::runtime_state::{RuntimeState, StateError};
+use crate::stand_in::StandIns;
 use crate::tasks::{self, TaskError};
 
 pub use crate::runtime_state::find_runtime_root;
@@ -91,6 +92,8 @@ pub struct Checkpoint {
     /// may take as long as it likes: CRIU's `timeout` covers only the seizing of the tasks. At [`crate::hook::Action::PreDump`] it is to
     /// wait until the tasks are frozen and [`Checkpoint::frozen`] has returned.
     pub action_script: PathBuf,
+    /// The program `spothop-oci`, which stands in for what the runtime and CRIU call; where it is missing the dump only takes longer.
+    pub stand_in: PathBuf,
     /// Dump file locks (flock, fcntl) as well. Without it a container that holds one cannot be dumped.
     pub file_locks: bool,
     /// What the container's tasks watch, from [`crate::watches::watched`]; CRIU finds no names on an overlay without it.
@@ -188,6 +191,10 @@ impl Checkpoint {
         };
         remains.note(&self.work_dir).map_err(prepare(&self.work_dir))?;
 
+        let stand_ins = self.stand_in.exists().then(|| StandIns::make(&self.work_dir, &self.stand_in));
+        let stand_ins = stand_ins.transpose().map_err(prepare(&self.work_dir))?;
+        let environment = stand_ins.iter().flat_map(StandIns::environment);
+
         let cache = self.work_dir.join(CACHE);
         let cover = match &self.parent {
             None => None,
@@ -204,7 +211,7 @@ impl Checkpoint {
             if let Some(cover) = cover {
                 cover.mount().map_err(prepare(&cache))?;
             }
-            let run = || Ok(command::finish(self.command().stdin(lock))?);
+            let run = || Ok(command::finish(self.command().envs(environment).stdin(lock))?);
             let output = if self.in_its_network { netns::within_pid(state.init_pid, run) } else { run() };
             Ok::<_, DumpError>(output?)
         });
@@ -447,6 +454,7 @@ mod tests {
             tcp: TcpMode::Established,
             in_its_network: true,
             action_script: "/hook".into(),
+            stand_in: "/nonexistent/spothop-oci".into(),
             file_locks: true,
             watched: Vec::new(),
             parent: None,

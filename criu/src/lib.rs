@@ -9,6 +9,7 @@
 //! | [`watches`] | the names of what they watch |
 //! | [`memory`] | the pages of the tasks: followed and read while they run, kept and served at the target |
 //! | [`cgroup`] | the freezer of a container |
+//! | `stand_in` | what runc and CRIU find before the system's own `criu` and `tar` |
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
 //! | [`handoff`] | the conversation between the daemon and `spothop-oci` at the target |
@@ -40,6 +41,7 @@ mod pidfd;
 mod private_mounts;
 pub mod repair;
 pub mod runtime_state;
+mod stand_in;
 pub mod tasks;
 pub mod version;
 pub mod watches;

@@ -21,8 +21,8 @@
 //!   becomes its parent, and that of the restored tasks, as it is for an ordinary container.
 //! - The *pager* fills the memory of a container that is restored lazily, while it runs already; the *guard* beside it sees to it that no
 //!   task outlives a pager that it still needs.
-//! - The *hook* is this same program, called by CRIU through a symbolic link in the migration's directory; and so is what runc takes for
-//!   CRIU at first.
+//! - The *hook* is this same program, called by CRIU through a symbolic link in the migration's directory; and so are the
+//!   [stand-ins](crate::stand_in).
 
 mod args;
 mod bundle;
@@ -39,7 +39,7 @@ mod remains;
 mod runtime;
 mod runtime_log;
 mod start;
-mod swrk;
+pub(crate) mod swrk;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -49,10 +49,11 @@ use self::args::{Invocation, Verb};
 use self::error::OciError;
 use crate::handoff::{Directory, RestoreRequest, is_migration_id, pending_marker};
 use crate::netns::OwnNetns;
+use crate::stand_in;
 
 /// The program `spothop-oci`: does what `arguments` (the first is the program's own name) ask for.
 pub fn run(arguments: Vec<OsString>) -> ExitCode {
-    if let Some(code) = gate::called_by_criu(&arguments).or_else(|| swrk::called_by_runc(&arguments)) {
+    if let Some(code) = gate::called_by_criu(&arguments).or_else(|| stand_in::called(&arguments)) {
         return code;
     }
     if let Some(code) = keeper::called_by_create(&arguments).or_else(|| pager::called_by_create(&arguments)) {

@@ -30,6 +30,7 @@ use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
+use crate::setup::docker::RUNTIME_PATH;
 
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
 pub(super) const STEP: Duration = Duration::from_secs(60);
@@ -396,6 +397,7 @@ impl Source<'_> {
             tcp: tcp_mode(mode),
             in_its_network: matches!(mode, Mode::KeepIp | Mode::NewIp),
             action_script: action_script.to_owned(),
+            stand_in: RUNTIME_PATH.into(),
             file_locks: true,
             watched: self.watched.clone(),
             parent: self.parent.clone(),

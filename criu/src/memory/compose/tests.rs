@@ -222,6 +222,21 @@ fn what_criu_could_have_made_lazy_is_not_skipped_at_the_restore() {
 }
 
 #[test]
+fn lazy_pages_of_one_mapping_are_one_entry() {
+    let scratch = scratch();
+    let entry = |pages: Range<u64>, flags| Entry { range: pages.start * PAGE..pages.end * PAGE, flags };
+    let holes = [1..2, 4..6, 9..10, 12..13].map(|pages| entry(pages, PE_PARENT));
+    let vmas = [0..8, 9..11, 12..14].map(|pages: Range<u64>| anonymous(pages.start * PAGE..pages.end * PAGE));
+    write_task(scratch.path(), &Pagemap { pages_id: 1, entries: holes.to_vec() }, &vmas, 0);
+    fs::write(images::pages_path(scratch.path(), 1), "").unwrap();
+    let composed = compose(scratch.path(), &store(&scratch), Restore::Lazy).unwrap();
+    let expected = [1..6, 9..10, 12..13].map(|pages| entry(pages, PE_LAZY));
+    assert_eq!(super::super::images::tests::composed(scratch.path(), 1).entries, expected);
+    // What is served is what was there, and no more.
+    assert_eq!(composed.lazy[&1].iter().cloned().collect::<Vec<_>>(), holes.map(|entry| entry.range));
+}
+
+#[test]
 fn what_a_forked_child_must_find_empty_is_not_lazy() {
     let scratch = scratch();
     let range = PAGE..3 * PAGE;
