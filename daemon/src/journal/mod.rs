@@ -1,8 +1,11 @@
 //! The journal: what was decided and what was done, durable before anybody acts on it.
 //!
 //! SQLite, because several processes share it (the daemon, CRIU's action script) and an operator can read it with
-//! `sqlite3 /var/lib/spothop/journal.db`. WAL with `synchronous=FULL`: a call that returned is on disk. All calls block
-//! for an fsync (milliseconds); async callers go through `spawn_blocking`.
+//! `sqlite3 /var/lib/spothop/journal.db`. WAL with `synchronous=FULL`: a call that returned is on disk. Calls block for an
+//! fsync (milliseconds, more than any other step of a freeze); async callers go through `spawn_blocking`.
+//!
+//! What nobody acts upon, neither this side after a power cut nor the other one, is written without that fsync: bytes, and the phases
+//! for which [`Phase::is_acted_upon`] says no. It outlives the daemon, and is on disk with the next thing that must be.
 //!
 //! It holds the recipes of containers that are coming, their environment among them: a daemon that comes back must be able to make
 //! and unmake them. So it is root's alone (mode 0600), and nothing of a recipe is ever logged.
@@ -112,13 +115,14 @@ impl Journal {
         })?
     }
 
-    /// Records that a phase was entered.
+    /// Records that a phase was entered; on disk when this returns, if [anybody acts upon it](Phase::is_acted_upon).
     ///
     /// # Errors
     /// The migration is unknown, the order is illegal, or the database failed. [`Phase::Committed`] and
     /// [`Phase::Aborted`] are entered by [`Journal::decide`] alone.
     pub fn enter(&self, id: &str, side: Side, phase: Phase, at: Timestamp) -> Result<(), JournalError> {
-        self.transact("entered a phase", |tx| {
+        let lasting = if phase.is_acted_upon(side) { Lasting::OnDisk } else { Lasting::Written };
+        self.write(lasting, "entered a phase", |tx| {
             let before = match Standing::read(tx, id, side)? {
                 Ok(standing) => standing.phase,
                 Err(error) => return Ok(Err(error)),
@@ -300,7 +304,7 @@ impl Journal {
     /// # Errors
     /// The database failed.
     pub fn count_bytes(&self, id: &str, side: Side, raw: u64, wire: u64) -> Result<(), JournalError> {
-        self.transact("counted bytes", |tx| {
+        self.write(Lasting::Written, "counted bytes", |tx| {
             tx.execute(
                 "UPDATE migration SET bytes_sent = bytes_sent + ?3, bytes_on_wire = bytes_on_wire + ?4
                  WHERE id = ?1 AND side = ?2",
@@ -415,8 +419,18 @@ impl Journal {
         doing: &'static str,
         run: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, JournalError> {
+        self.write(Lasting::OnDisk, doing, run)
+    }
+
+    fn write<T>(
+        &self,
+        lasting: Lasting,
+        doing: &'static str,
+        run: impl Fn(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
         let mut connection = self.lock();
         let mut attempt = || {
+            connection.pragma_update(None, "synchronous", lasting.synchronous())?;
             // IMMEDIATE takes the write lock at once, so that a compare-and-set reads what it is about to change.
             let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = run(&tx)?;
@@ -428,6 +442,25 @@ impl Journal {
             done = attempt();
         }
         done.map_err(|source| JournalError::Database { path: self.path.clone(), doing, source })
+    }
+}
+
+/// What a transaction outlives when its call has returned.
+#[derive(Debug, Clone, Copy)]
+enum Lasting {
+    /// A power cut.
+    OnDisk,
+    /// The death of every process.
+    Written,
+}
+
+impl Lasting {
+    /// SQLite's `PRAGMA synchronous`: in WAL mode NORMAL leaves the fsync of the log to a later transaction, and keeps the order.
+    fn synchronous(self) -> &'static str {
+        match self {
+            Self::OnDisk => "FULL",
+            Self::Written => "NORMAL",
+        }
     }
 }
 

@@ -374,3 +374,20 @@ fn a_remark_is_on_one_sides_record_and_decides_nothing() {
     assert_eq!((reason(Side::Target).as_deref(), reason(Side::Source)), (Some("its memory was lost"), None));
     assert_eq!(journal.verdict("m1", Side::Target).unwrap(), None);
 }
+
+#[test]
+fn what_somebody_acts_upon_is_on_disk_and_the_rest_goes_there_with_it() {
+    let (_directory, journal) = journal();
+    // 1 is NORMAL, 2 is FULL.
+    let synchronous = || -> i64 { journal.lock().pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap() };
+    begin(&journal, Side::Source);
+    assert_eq!(synchronous(), 2);
+    for phase in TO_RESTORED {
+        walk(&journal, &[phase]);
+        assert_eq!(synchronous() == 2, phase.is_acted_upon(Side::Source), "{phase}");
+    }
+    journal.count_bytes("m1", Side::Source, 5, 3).unwrap();
+    assert_eq!(synchronous(), 1);
+    journal.decide("m1", Side::Source, Verdict::Commit, None, at(9)).unwrap();
+    assert_eq!(synchronous(), 2);
+}

@@ -100,6 +100,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         memory_bytes: job.memory_bytes,
         parent: None,
         meter: &meter,
+        silencing: None,
         held: Held::default(),
     };
     let restored = timeout(limit, source.until_restored()).await;
@@ -133,6 +134,8 @@ struct Source<'a> {
     /// By which CRIU leaves that memory to us.
     parent: Option<ConstantParent>,
     meter: &'a Meter,
+    /// By which no packet meets it once it is frozen.
+    silencing: Option<Silencing>,
     held: Held,
 }
 
@@ -316,6 +319,7 @@ impl Source<'_> {
         self.track.intend(Step::Freeze { task }).await?;
         if self.silences() {
             self.track.intend(Step::Silence { task }).await?;
+            self.silencing = Some(unpanicked(spawn_blocking(move || Silencing::prepare(init_pid)).await)?);
         }
         self.track.intend(Step::Checkpoint).await?;
         Ok(gate)
@@ -329,10 +333,9 @@ impl Source<'_> {
 
     /// Downtime begins.
     async fn freeze(&mut self) -> Result<(), Error> {
-        let (init_pid, silences) = (self.job.init_pid, self.silences());
+        let (init_pid, silencing) = (self.job.init_pid, self.silencing.take());
         unpanicked(
             spawn_blocking(move || {
-                let silencing = silences.then(|| Silencing::prepare(init_pid)).transpose()?;
                 Freezer::of_pid(init_pid)?.freeze(FREEZE)?;
                 if let Some(silencing) = silencing {
                     silencing.silence()?;

@@ -1,7 +1,7 @@
 //! The source: `migration::{source, ending, gate}`.
 
 use spothop::migration::protocol::Hold;
-use spothop::migration::{Phase, Verdict};
+use spothop::migration::{Phase, Side, Verdict};
 
 use super::world::{
     Criu, End, Next, Power, Restarts, Said, Session, SourceDaemon as Daemon, State, TargetDaemon, Tasks, Time, World,
@@ -28,6 +28,10 @@ pub(crate) fn steps(next: &mut Next<'_>) {
     }
     let world = next.world;
     next.fault("the source loses its power", |s| power_off(s, world));
+    next.fault("the source loses its power, and what was not on disk", |s| {
+        power_off(s, world);
+        s.source.record.forget_unwritten(Side::Source);
+    });
 }
 
 /// What is in memory goes.

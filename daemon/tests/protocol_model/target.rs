@@ -1,7 +1,7 @@
 //! The target: `migration::{target, peers}`.
 
 use spothop::migration::protocol::{Instance, Return};
-use spothop::migration::{Phase, Verdict};
+use spothop::migration::{Phase, Side, Verdict};
 
 use super::world::{Next, Power, Record, Said, Session, SourceDaemon, State, TargetDaemon as Daemon, Tasks};
 
@@ -43,6 +43,12 @@ pub(crate) fn steps(next: &mut Next<'_>) {
         });
     }
     next.fault("the target loses its power", power_off);
+    next.fault("the target loses its power, and what was not on disk", |s| {
+        power_off(s);
+        if let Some(record) = &mut s.target.record {
+            record.forget_unwritten(Side::Target);
+        }
+    });
 }
 
 /// What is in memory goes.

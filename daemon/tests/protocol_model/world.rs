@@ -6,7 +6,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use spothop::migration::protocol::{self, Hold, Instance, Occasion, Return};
-use spothop::migration::{MANUAL, Phase, Verdict};
+use spothop::migration::{MANUAL, Phase, Side, Verdict};
 
 /// When the cloud takes the source away, in seconds since 1970.
 const DEADLINE: i64 = 1_700_000_000;
@@ -138,6 +138,18 @@ impl Record {
         assert!(phase.may_follow(self.phase), "{} after {}", phase, self.phase);
         USED.with_borrow_mut(|used| used.insert((self.phase.to_string(), phase.to_string())));
         self.phase = phase;
+    }
+
+    /// What a power cut takes from the journal of this side: phases that were not on disk.
+    pub(crate) fn forget_unwritten(&mut self, side: Side) {
+        while !self.phase.is_acted_upon(side) {
+            self.phase = match self.phase {
+                Phase::Restored => Phase::Transferred,
+                Phase::Transferred => Phase::Frozen,
+                Phase::Frozen => Phase::Prepared,
+                other => unreachable!("{other} is always on disk"),
+            };
+        }
     }
 
     /// `Journal::enter`.
