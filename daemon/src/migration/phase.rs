@@ -63,16 +63,13 @@ impl Phase {
     /// Whether this side after a power cut, or the other side, acts upon this one having entered it: then it must be on disk before
     /// anything else happens.
     ///
-    /// - That the tasks are frozen changes nothing for either: what has to be undone is an intent of its own, and a power cut kills them.
+    /// - A power cut kills frozen tasks, and what else there is to undo are intents of their own. A source that comes back from it aborts
+    ///   by itself before its deadline, whatever it had sent, and is not started again after that where the target may open the fence.
     /// - The target may give up by itself until it has restored, whatever has arrived.
-    /// - The source knows what it may do since all was transferred; that the target has restored is followed by COMMIT, which is on disk
-    ///   together with it.
+    /// - That the target has restored is followed by COMMIT at the source, which is on disk together with it.
     #[must_use]
     pub fn is_acted_upon(self, by: Side) -> bool {
-        !matches!(
-            (by, self),
-            (_, Phase::Frozen) | (Side::Target, Phase::Transferred) | (Side::Source, Phase::Restored)
-        )
+        !matches!((by, self), (_, Phase::Frozen | Phase::Transferred) | (Side::Source, Phase::Restored))
     }
 
     /// Whether nothing follows.
@@ -243,7 +240,7 @@ mod tests {
     #[test]
     fn what_either_side_acts_upon_is_on_disk() {
         let written = |side| ALL.into_iter().filter(|phase| !phase.is_acted_upon(side)).collect::<Vec<_>>();
-        assert_eq!(written(Side::Source), [Phase::Frozen, Phase::Restored]);
+        assert_eq!(written(Side::Source), [Phase::Frozen, Phase::Transferred, Phase::Restored]);
         assert_eq!(written(Side::Target), [Phase::Frozen, Phase::Transferred]);
     }
 

@@ -204,3 +204,10 @@ fn a_target_that_comes_back_and_starts_what_it_holds_in_memory_is_found() {
     };
     assert_eq!(finds(&BY_HAND, &rules), "its memory is lost for nothing");
 }
+
+#[test]
+fn a_commit_that_is_not_on_disk_is_found() {
+    let rules =
+        Rules { is_on_disk: |phase, side| phase != Phase::Committed && phase.is_acted_upon(side), ..Rules::default() };
+    assert_eq!(finds(&BY_HAND, &rules), "two run");
+}

@@ -26,11 +26,11 @@ pub(crate) fn steps(next: &mut Next<'_>) {
             s.session = Session::Down;
         });
     }
-    let world = next.world;
+    let (world, rules) = (next.world, next.rules);
     next.fault("the source loses its power", |s| power_off(s, world));
     next.fault("the source loses its power, and what was not on disk", |s| {
         power_off(s, world);
-        s.source.record.forget_unwritten(Side::Source);
+        s.source.record.forget_unwritten(Side::Source, rules);
     });
 }
 

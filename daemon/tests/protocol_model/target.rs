@@ -42,11 +42,12 @@ pub(crate) fn steps(next: &mut Next<'_>) {
             }
         });
     }
+    let rules = next.rules;
     next.fault("the target loses its power", power_off);
     next.fault("the target loses its power, and what was not on disk", |s| {
         power_off(s);
         if let Some(record) = &mut s.target.record {
-            record.forget_unwritten(Side::Target);
+            record.forget_unwritten(Side::Target, rules);
         }
     });
 }

@@ -53,6 +53,8 @@ pub(crate) struct Rules {
     pub(crate) may_abort_alone: fn(&Occasion<'_>, Phase, Timestamp) -> bool,
     pub(crate) hold: fn(Phase, Option<Verdict>) -> Hold,
     pub(crate) returns: fn(Phase, Option<Verdict>, bool) -> Return,
+    /// Whether a phase is on disk at once.
+    pub(crate) is_on_disk: fn(Phase, Side) -> bool,
     /// An action script that is left alone writes ABORT before it lets the tasks go.
     pub(crate) hook_writes: bool,
     /// The target lets the tasks run only after its own COMMIT is on disk.
@@ -70,6 +72,7 @@ impl Default for Rules {
             may_abort_alone: |occasion, phase, now| occasion.may_abort_alone(phase, now),
             hold: protocol::hold,
             returns: protocol::returns,
+            is_on_disk: Phase::is_acted_upon,
             hook_writes: true,
             target_writes: true,
             target_waits_until_whole: true,
@@ -140,15 +143,17 @@ impl Record {
         self.phase = phase;
     }
 
-    /// What a power cut takes from the journal of this side: phases that were not on disk.
-    pub(crate) fn forget_unwritten(&mut self, side: Side) {
-        while !self.phase.is_acted_upon(side) {
+    /// What a power cut takes from the journal of this side: what was not on disk.
+    pub(crate) fn forget_unwritten(&mut self, side: Side, rules: &Rules) {
+        while !(rules.is_on_disk)(self.phase, side) {
             self.phase = match self.phase {
+                Phase::Committed => Phase::Restored,
                 Phase::Restored => Phase::Transferred,
                 Phase::Transferred => Phase::Frozen,
                 Phase::Frozen => Phase::Prepared,
                 other => unreachable!("{other} is always on disk"),
             };
+            self.verdict = None;
         }
     }
 
