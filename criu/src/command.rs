@@ -1,8 +1,9 @@
 //! Subprocesses: run one to its end with its output captured.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::mem;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 
 /// A helper program that could not be run or did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -93,20 +94,41 @@ impl Started {
     ///
     /// # Errors
     /// When its exit status is not 0.
-    pub(crate) fn finish(mut self, input: &str) -> Result<(), CommandError> {
+    pub(crate) fn finish(self, input: &str) -> Result<(), CommandError> {
+        self.finish_at(input, |_| false)
+    }
+
+    /// Gives it `input` and waits for a line of its output that is `done`, or else for its end. What it does after that line is its own
+    /// affair.
+    ///
+    /// # Errors
+    /// When it has ended without that line, and its exit status is not 0.
+    pub(crate) fn finish_at(mut self, input: &str, done: impl Fn(&str) -> bool) -> Result<(), CommandError> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         if let Some(mut stdin) = child.stdin.take() {
             // A program that does not read its input says why by its exit status.
             let _ = stdin.write_all(input.as_bytes());
         }
         let program = mem::take(&mut self.program);
+        let mut said = String::new();
+        if let Some(mut stdout) = child.stdout.take().map(BufReader::new) {
+            let mut before = 0;
+            while stdout.read_line(&mut said).is_ok_and(|bytes| bytes > 0) {
+                if done(&said[before..]) {
+                    // Somebody must reap it.
+                    thread::spawn(move || child.wait());
+                    return Ok(());
+                }
+                before = said.len();
+            }
+        }
         match child.wait_with_output() {
             Ok(output) if output.status.success() => Ok(()),
             Ok(output) => Err(CommandError::Failed {
                 program,
                 arguments: "(prepared)".to_owned(),
                 status: output.status,
-                message: message(&output),
+                message: message(&Output { stdout: said.into_bytes(), ..output }),
             }),
             Err(source) => Err(CommandError::Spawn { program, source }),
         }
@@ -143,11 +165,33 @@ mod tests {
         Started::new(&mut Command::new("cat")).unwrap().finish("x").unwrap();
         let failed = Started::new(&mut Command::new("sh")).unwrap().finish("echo no >&2; exit 3").unwrap_err();
         assert!(failed.to_string().ends_with(": no"), "{failed}");
+        let both = Started::new(&mut Command::new("sh")).unwrap().finish("echo so; echo no >&2; exit 3").unwrap_err();
+        assert!(both.to_string().ends_with(": no"), "{both}");
+        let only = Started::new(&mut Command::new("sh")).unwrap().finish("echo so; exit 3").unwrap_err();
+        assert!(only.to_string().ends_with(": so"), "{only}");
         let dropped = Started::new(&mut Command::new("cat")).unwrap();
         let pid = dropped.child.as_ref().unwrap().id();
         assert!(tasks::start_time(pid.cast_signed()).is_some());
         drop(dropped);
         let gone = !std::path::Path::new(&format!("/proc/{pid}")).exists();
         assert!(gone, "it was not reaped");
+    }
+
+    #[test]
+    fn what_a_program_does_after_its_word_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let fifo = scratch.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let waiting = Started::new(&mut Command::new("sh")).unwrap();
+        let pid = waiting.child.as_ref().unwrap().id().cast_signed();
+        let script = format!("echo begun; echo done; read line < {}", fifo.display());
+        waiting.finish_at(&script, |line| line == "done\n").unwrap();
+        assert!(!tasks::is_dead(pid));
+        let end = crate::pidfd::open(pid).unwrap();
+        std::fs::write(&fifo, "\n").unwrap();
+        let mut ended = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&end), nix::poll::PollFlags::POLLIN)];
+        assert_eq!(nix::poll::poll(&mut ended, 60_000_u16), Ok(1));
+        let failed = Started::new(&mut Command::new("sh")).unwrap().finish_at("exit 3", |line| line == "done\n");
+        assert!(failed.is_err());
     }
 }

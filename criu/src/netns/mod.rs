@@ -2,6 +2,7 @@
 
 mod announce;
 mod connections;
+mod nft;
 mod own;
 mod silence;
 mod unix;

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::nft::{self, Nft};
 use super::{NetnsError, silence, within};
 use crate::command::{self, Started};
 
@@ -146,7 +147,7 @@ impl Release {
 /// # Errors
 /// When the namespace cannot be entered or `nft` fails.
 pub fn hold(path: &Path) -> Result<(), NetnsError> {
-    nft(path, &drop_rules())
+    within(path, || Ok(nft::apply(&drop_rules())?))
 }
 
 /// Ends [`hold`]; no error when there was none.
@@ -160,7 +161,7 @@ pub fn open(path: &Path) -> Result<(), NetnsError> {
 /// An [`open`] that waits for its moment: starting `nft` takes longer than what it does, and clients wait meanwhile.
 #[derive(Debug)]
 pub struct Opening {
-    nft: Started,
+    nft: Nft,
 }
 
 impl Opening {
@@ -169,7 +170,7 @@ impl Opening {
     /// # Errors
     /// When the namespace cannot be entered or `nft` cannot be started.
     pub fn prepare(path: &Path) -> Result<Self, NetnsError> {
-        within(path, || Ok(Self { nft: Started::new(Command::new("nft").args(["-f", "-"]))? }))
+        within(path, || Ok(Self { nft: Nft::prepare()? }))
     }
 
     /// Does it.
@@ -177,15 +178,8 @@ impl Opening {
     /// # Errors
     /// When `nft` fails.
     pub fn open(self) -> Result<(), NetnsError> {
-        Ok(self.nft.finish(&silence::absent("inet"))?)
+        Ok(self.nft.apply(&silence::absent("inet"))?)
     }
-}
-
-fn nft(path: &Path, rules: &str) -> Result<(), NetnsError> {
-    within(path, || {
-        command::run(Command::new("nft").args(["-f", "-"]), Some(rules))?;
-        Ok(())
-    })
 }
 
 /// The file of a kernel parameter. Whichever of `.` and `/` comes first separates, and the other stands for it inside a part: an

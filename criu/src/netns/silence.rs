@@ -6,8 +6,9 @@
 
 use std::process::Command;
 
+use super::nft::{self, Nft};
 use super::{NetnsError, is_host, of_pid, within};
-use crate::command::{self, Started};
+use crate::command;
 
 /// Our table in the `netdev` family.
 const TABLE: &str = "spothop";
@@ -15,7 +16,7 @@ const TABLE: &str = "spothop";
 /// Silence that waits for its moment: starting `nft` takes longer than what it does, and clients wait meanwhile.
 #[derive(Debug)]
 pub struct Silencing {
-    nft: Started,
+    nft: Nft,
     pid: i32,
 }
 
@@ -28,7 +29,7 @@ impl Silencing {
         if is_host(pid)? {
             return Err(NetnsError::OfHost { pid });
         }
-        within(&of_pid(pid), || Ok(Self { nft: Started::new(Command::new("nft").args(["-f", "-"]))?, pid }))
+        within(&of_pid(pid), || Ok(Self { nft: Nft::prepare()?, pid }))
     }
 
     /// Drops every packet in both directions on every interface but loopback from now on, ARP included; in the place of any silence that
@@ -38,7 +39,7 @@ impl Silencing {
     /// When `nft` fails (egress needs Linux ≥ 5.16).
     pub fn silence(self) -> Result<(), NetnsError> {
         let interfaces = within(&of_pid(self.pid), interfaces)?;
-        Ok(self.nft.finish(&rules(&interfaces))?)
+        Ok(self.nft.apply(&rules(&interfaces))?)
     }
 }
 
@@ -47,10 +48,7 @@ impl Silencing {
 /// # Errors
 /// When the namespace is gone or `nft` fails.
 pub fn unsilence(pid: i32) -> Result<(), NetnsError> {
-    within(&of_pid(pid), || {
-        command::run(Command::new("nft").args(["-f", "-"]), Some(&absent("netdev")))?;
-        Ok(())
-    })
+    within(&of_pid(pid), || Ok(nft::apply(&absent("netdev"))?))
 }
 
 /// The nftables tables in the namespace of `pid`, each as `<family> <name>`, such as `netdev spothop`.
