@@ -21,6 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -30,14 +31,14 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
 use super::error::{OciError, file};
 use super::gate;
 use crate::cgroup::Grip;
 use crate::handoff::{Directory, RestoreRequest};
-use crate::memory::pager::{self, Counters, Ending, Held, Memory, SOCKET};
+use crate::memory::pager::{self, Ending, Held, Memory, SOCKET};
 use crate::memory::{ImageError, Store, read_owed};
+use crate::paged::{Note, Paged};
 use crate::{pidfd, tasks};
 
 /// The hidden verb by which `create` starts the guard.
@@ -45,9 +46,6 @@ const VERB: &str = "--spothop-pager";
 
 /// Where the hook finds the guard.
 const GUARD: &str = "pager.sock";
-
-/// How it ended, as far as the directory is still there: [`Note`].
-const NOTE: &str = "paged.json";
 
 /// What the guard says when both are ready, and to a hook that may go on.
 const READY: &str = "ready";
@@ -85,15 +83,6 @@ enum NoPager {
     Listen { path: String, source: io::Error },
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
-}
-
-/// How a pager ended.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    /// Why tasks had to be killed.
-    error: Option<String>,
-    /// What was done, if all is in.
-    counters: Option<Counters>,
 }
 
 /// Starts guard and pager for the restore in `directory` and returns when CRIU may connect. They end when the child's standard input
@@ -165,6 +154,7 @@ type OpenMemory = Box<dyn FnOnce() -> Result<Memory, pager::PagerError>>;
 
 /// What the pager has.
 struct Work {
+    note: Arc<Note>,
     criu: UnixListener,
     memory: OpenMemory,
     /// Told when that is done.
@@ -175,6 +165,7 @@ struct Work {
 /// What the guard has.
 #[derive(Debug)]
 struct Guard {
+    note: Arc<Note>,
     hook: UnixListener,
     /// The pager's word that it has all of its files.
     open: PipeReader,
@@ -200,8 +191,10 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     };
     let (held, heard) = Held::new()?;
     let (is_open, open) = io::pipe()?;
-    let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, open, held: heard };
-    Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, open: is_open, held, container: None }))
+    let note = Arc::new(Note::begin(directory)?);
+    let criu = listen(&directory.work().join(SOCKET))?;
+    let work = Work { note: Arc::clone(&note), criu, memory, open, held: heard };
+    Ok((work, Guard { note, hook: listen(&directory.path().join(GUARD))?, open: is_open, held, container: None }))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, NoPager> {
@@ -246,7 +239,7 @@ fn fork_with_files(stack: &mut [u8], work: impl FnMut() -> isize) -> io::Result<
 
 /// The pager's life. What it returns is its exit status.
 fn page(work: Work, directory: &Directory) -> isize {
-    let Work { criu, memory, open, held } = work;
+    let Work { note, criu, memory, open, held } = work;
     let serve = |criu: &UnixStream| {
         let memory = memory()?;
         // The guard is there, and if it is not, nobody waits for this.
@@ -262,15 +255,13 @@ fn page(work: Work, directory: &Directory) -> isize {
     if let Err(error) = &served {
         log(&format!("restore in {}: the pager cannot go on: {error}", directory.path().display()));
     }
-    let (note, status) = match served {
-        Ok(Ending::Whole(counters)) => (Note { error: None, counters: Some(counters) }, WHOLE),
-        Ok(Ending::GivenUp) => {
-            (Note { error: Some("CRIU ended before the tasks ran".to_owned()), counters: None }, GIVEN_UP)
-        }
-        Err(error) => (Note { error: Some(error), counters: None }, FAILED),
+    let (paged, status) = match served {
+        Ok(Ending::Whole(counters)) => (Paged::Whole(counters), WHOLE),
+        Ok(Ending::GivenUp) => (Paged::GivenUp, GIVEN_UP),
+        Err(reason) => (Paged::Failed { reason }, FAILED),
     };
-    // Best effort: the directory may be gone, and the tasks go on or die without it.
-    let _ = fs::write(directory.path().join(NOTE), serde_json::json!(note).to_string());
+    // Without it the daemon takes the memory for lost, if any was to follow.
+    let _ = note.end(&paged);
     status
 }
 
@@ -308,6 +299,8 @@ impl Guard {
         }
         if let Some(container) = &self.container {
             if !exited(GIVEN_UP) {
+                // Before anybody can see that the tasks are dead. The pager has said more, unless it was killed.
+                let _ = self.note.end(&Paged::Failed { reason: format!("the pager has ended: {status:?}") });
                 log(&format!(
                     "the pager has ended ({status:?}): the container lacks pages of its memory and is killed"
                 ));
