@@ -39,7 +39,7 @@ use crate::handoff::{Directory, RestoreRequest};
 use crate::memory::pager::{self, Ending, Held, Memory, SOCKET};
 use crate::memory::{ImageError, Store, read_owed};
 use crate::paged::{Note, Paged};
-use crate::{pidfd, tasks};
+use crate::{failpoint, pidfd, tasks};
 
 /// The hidden verb by which `create` starts the guard.
 const VERB: &str = "--spothop-pager";
@@ -166,6 +166,9 @@ struct Work {
 #[derive(Debug)]
 struct Guard {
     note: Arc<Note>,
+    /// Where the pager answers the daemon, once more: it is closed when both have ended and the note is written, not when the pager has
+    /// answered for the last time. Of whoever finds nobody here the note has to be true.
+    _owed: Option<UnixListener>,
     hook: UnixListener,
     /// The pager's word that it has all of its files.
     open: PipeReader,
@@ -182,11 +185,12 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     let request = RestoreRequest::read(directory)?.ok_or_else(not_lazy)?;
     let store = Store::at(request.lazy.ok_or_else(not_lazy)?);
     let (lazy, owed) = (pager::lazy(&request.images)?, read_owed(&request.images)?);
-    let memory: OpenMemory = match owed.is_empty() {
-        true => Box::new(move || Memory::open(&store, lazy)),
+    let (memory, daemon): (OpenMemory, _) = match owed.is_empty() {
+        true => (Box::new(move || Memory::open(&store, lazy)), None),
         false => {
-            let memory = Memory::owing(&store, lazy, &owed, listen(&directory.owed_socket())?)?;
-            Box::new(|| Ok(memory))
+            let daemon = listen(&directory.owed_socket())?;
+            let memory = Memory::owing(&store, lazy, &owed, daemon.try_clone()?)?;
+            (Box::new(|| Ok(memory)), Some(daemon))
         }
     };
     let (held, heard) = Held::new()?;
@@ -194,7 +198,8 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     let note = Arc::new(Note::begin(directory)?);
     let criu = listen(&directory.work().join(SOCKET))?;
     let work = Work { note: Arc::clone(&note), criu, memory, open, held: heard };
-    Ok((work, Guard { note, hook: listen(&directory.path().join(GUARD))?, open: is_open, held, container: None }))
+    let hook = listen(&directory.path().join(GUARD))?;
+    Ok((work, Guard { note, _owed: daemon, hook, open: is_open, held, container: None }))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, NoPager> {
@@ -252,6 +257,10 @@ fn page(work: Work, directory: &Directory) -> isize {
         Ok(None) => Ok(Ending::GivenUp),
         Err(error) => Err(format!("cannot hear CRIU: {error}")),
     };
+    let served = served.and_then(|ending| match failpoint::reach("target:pager:ended") {
+        Ok(()) => Ok(ending),
+        Err(injected) => Err(injected.to_string()),
+    });
     if let Err(error) = &served {
         log(&format!("restore in {}: the pager cannot go on: {error}", directory.path().display()));
     }

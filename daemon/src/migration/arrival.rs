@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::error::chain;
-use super::filling::{Filling, Missing};
+use super::filling::{self, Filling, Missing};
 use super::handoff::Handoff;
 use super::message::{Answer, Request};
 use super::moving::Moving;
@@ -140,7 +140,8 @@ impl Target {
         let _ = self.track.reach("running:reply");
         if let Some(mut source) = source {
             // It says COMMIT again if it does not hear this, and is answered from the journal.
-            let _ = source.reply(&Answer::Running).await;
+            let lost = Filling::of(&self.context, &self.track).lost().await.unwrap_or_default();
+            let _ = source.reply(&Answer::Running { lost }).await;
         }
         self.tidy_up().await;
     }
@@ -218,7 +219,7 @@ impl Target {
     /// A container whose memory was lost is dead by now. It is ours whatever its restart policy says, as after a power cut.
     async fn start_if_lost(&self, filling: &Filling<'_>) -> Result<(), Error> {
         let Some(reason) = filling.lost().await? else { return Ok(()) };
-        self.track.remark(reason).await?;
+        self.track.remark(filling::remark(&reason)).await?;
         let unsettled = self.track.unsettled().await?;
         let Some((id, _)) = unsettled.into_iter().find(|(_, step)| matches!(step, Step::Lost { .. })) else {
             return Ok(());

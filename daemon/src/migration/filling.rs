@@ -53,17 +53,13 @@ const ROUND_TRIPS: u32 = 8;
 /// How the remark begins about a container that came without all of its memory.
 pub const MEMORY_LOST: &str = "part of its memory was lost, and it was started from its files";
 
+/// The remark about one.
+pub(super) fn remark(reason: &str) -> String {
+    format!("{MEMORY_LOST} ({reason})")
+}
+
 /// Why it is lost when nobody has said so: nobody was left.
 const BOTH_DIED: &str = "its pager and the pager's guard here have died";
-
-/// How a session with the source ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filled {
-    /// Nothing is missing any more, or nobody misses it.
-    Whole,
-    /// The source does not have it any more.
-    Lost,
-}
 
 /// What a container that runs here lacks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,18 +97,15 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Fetches all of it from its source, which has just said that the container runs here.
-    pub(super) async fn fetch(&self, source: &mut Conversation) -> Result<Filled, Error> {
+    /// Fetches all of it from its source, which has just said that the container runs here. What is lost is on record then.
+    pub(super) async fn fetch(&self, source: &mut Conversation) -> Result<(), Error> {
         let (mut arrived, mut most) = (Vec::new(), FIRST);
         let (began, mut total) = (Instant::now(), 0);
         loop {
             let Lacking { pages, bytes } = match self.ask(std::mem::take(&mut arrived), most).await? {
                 Asked::Whole => break,
                 Asked::Lacks(lacking) => lacking,
-                Asked::Failed(reason) => {
-                    self.lose(reason).await?;
-                    return Ok(Filled::Lost);
-                }
+                Asked::Failed(reason) => return self.lose(reason).await,
             };
             self.track.reach("fill")?;
             let asked = Instant::now();
@@ -121,10 +114,7 @@ impl<'a> Filling<'a> {
             let (sent, round_trip) =
                 match heard.map_err(|_| Error::TimedOut { step: "the missing pages", limit: ANSWER })?? {
                     Some(Request::Pages { bytes, .. }) => (bytes, asked.elapsed()),
-                    Some(Request::Lost { reason }) => {
-                        self.lose(reason).await?;
-                        return Ok(Filled::Lost);
-                    }
+                    Some(Request::Lost { reason }) => return self.lose(reason).await,
                     Some(_) => return Err(source.out_of_turn("the missing pages")),
                     None => return Err(Error::HungUp { peer: source.peer().to_owned(), step: "the missing pages" }),
                 };
@@ -141,7 +131,7 @@ impl<'a> Filling<'a> {
         if total > 0 {
             info!(migration = %self.track.id, bytes = total, took = ?began.elapsed(), "the rest of the memory has followed");
         }
-        Ok(Filled::Whole)
+        Ok(())
     }
 
     /// What is missing will never come. On record first: whoever comes back goes on with it.
@@ -153,10 +143,10 @@ impl<'a> Filling<'a> {
         self.say_lost().await
     }
 
-    /// What is on record about that.
+    /// Why it is lost, if that is on record.
     pub(super) async fn lost(&self) -> Result<Option<String>, Error> {
         Ok(self.track.steps().await?.into_iter().find_map(|step| match step {
-            Step::Lost { reason } => Some(format!("{MEMORY_LOST} ({reason})")),
+            Step::Lost { reason } => Some(reason),
             _ => None,
         }))
     }

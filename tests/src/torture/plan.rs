@@ -156,9 +156,10 @@ const SOURCE_POINTS: [&str; 13] = [
     "cleaned",
 ];
 
-const TARGET_POINTS: [&str; 22] = [
+const TARGET_POINTS: [&str; 23] = [
     "pager:held",
     "pager:running",
+    "pager:ended",
     "pre-copy:10",
     "pre-copy:99",
     "memory:1",
@@ -418,8 +419,8 @@ impl Dice {
 }
 
 /// Where a program dies on which the tasks depend that run already: the runtime's `start`, which has not told the engine yet, and the
-/// pager, without which they lack memory.
-const VITAL: [&str; 3] = ["target:wrapper:gone", "target:pager:held", "target:pager:running"];
+/// pager, without which they lack memory, as far as anybody can know who has not heard from it that they do not.
+const VITAL: [&str; 4] = ["target:wrapper:gone", "target:pager:held", "target:pager:running", "target:pager:ended"];
 
 impl At {
     fn is_vital(&self) -> bool {
