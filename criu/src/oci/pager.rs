@@ -8,7 +8,8 @@
 //! Two processes that share their table of open files (clone(2), CLONE_FILES): whatever userfaultfd the pager gets, from CRIU or by a fork
 //! of a task, the guard has open at the same instant. If the pager dies before all pages are in, the guard kills the container and lets
 //! the userfaultfds go when everything in it is dead; no task ever reads a zero where there was something else. If the guard dies the
-//! pager goes on alone.
+//! pager goes on alone. Either notes down how it ended ([`crate::paged`]). If both die at once tasks may read zeros; where memory was to follow,
+//! the daemon finds that out by the missing note, and kills them.
 //!
 //! Both are children of `create`, and the engine's shim's after that, like the keeper. They have none of the container's standard streams,
 //! for whose end the engine waits, and need the migration's directory only until the tasks are held: its files are open then.
