@@ -10,7 +10,7 @@ set -eu
 minutes=${1:?usage: fuzz/run-all.sh MINUTES [TARGET...]}
 shift
 cd "$(dirname "$0")"
-targets=${*:-wire bulk pages images archive messages runtime}
+targets=${*:-wire bulk pages images owed archive messages runtime}
 
 # Sanitizers are an unstable flag of the compiler.
 export RUSTC_BOOTSTRAP=1

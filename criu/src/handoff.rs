@@ -112,6 +112,11 @@ impl Directory {
         self.path.join("owed.sock")
     }
 
+    /// `paged.json`: how the pager of a lazy restore has ended ([`crate::paged`]).
+    pub fn paged(&self) -> PathBuf {
+        self.path.join("paged.json")
+    }
+
     /// `criu.conf`: CRIU's options for this restore; written by the wrapper.
     pub fn criu_conf(&self) -> PathBuf {
         self.path.join("criu.conf")

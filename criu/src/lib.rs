@@ -13,6 +13,7 @@
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
 //! | [`handoff`] | the conversation between the daemon and `spothop-oci` at the target |
+//! | [`paged`] | how the pager of a lazy restore has ended |
 //! | [`repair`] | getting over a CRIU that was killed while it held a dump |
 //! | [`log`] | what a CRIU log means |
 //! | [`oci`] | the OCI runtime `spothop-oci` |
@@ -37,6 +38,7 @@ pub mod memory;
 pub mod netns;
 pub mod obstacles;
 pub mod oci;
+pub mod paged;
 mod pidfd;
 mod private_mounts;
 pub mod repair;

@@ -63,6 +63,9 @@ fn main() {
     let images = images();
     write("images", "real-lazy", 0, &images);
     write("images", "real-eager", 2, &images);
+    for (name, which) in [("real-lazy", 0), ("real-eager", 2)] {
+        write("owed", name, which, &owed());
+    }
 
     let recipe = json!({
         "name": "redis", "restart_policy": { "name": "always" }, "network": { "mode": "none", "attachments": [] },
@@ -134,6 +137,25 @@ async fn read(mut stream: spothop::files::ArchiveStream) -> (Vec<u8>, std::sync:
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
     (bytes, stream.finish().await.unwrap().0)
+}
+
+/// All that can be owed of the real images that the tests of `spothop-criu` read, as it is sent.
+fn owed() -> Vec<u8> {
+    let room = Room::new();
+    let images = room.inside();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../criu/tests/images");
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), images.join(entry.file_name())).unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let Some(vpid) = name.strip_prefix("pagemap-").and_then(|rest| rest.strip_suffix(".img")) else { continue };
+        let (id, runs) = memory::fuzzing::runs(entry.path().parent().unwrap(), vpid.parse().unwrap()).unwrap();
+        let dumped = runs.into_iter().filter(|(_, flags)| flags & memory::fuzzing::FLAGS[2] != 0);
+        let pages = fs::File::create(images.join(format!("pages-{id}.img"))).unwrap();
+        pages.set_len(dumped.map(|(range, _)| range.end - range.start).sum()).unwrap();
+    }
+    memory::write_owed(images, &memory::can_be_owed(images).unwrap()).unwrap();
+    fs::read(images.join("owed.img")).unwrap()
 }
 
 /// The real images that the tests of `spothop-criu` read, as the target `images` takes them apart.

@@ -13,7 +13,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use spothop_criu::memory::fuzzing::{self, FLAGS, Mapping, Runs};
 use spothop_criu::memory::pager::{self, Memory};
-use spothop_criu::memory::{ADDRESSES, Composed, ImageError, PAGE, Restore, Store, bytes, compose, holes};
+use spothop_criu::memory::{ADDRESSES, Composed, ImageError, PAGE, Restore, Store, bytes, can_be_owed, compose, holes};
 use spothop_fuzz::{Rare, Room, memory};
 
 const PARENT: u32 = FLAGS[0];
@@ -129,8 +129,13 @@ impl Task {
         let mut threads: Vec<u32> = (0..u32::from(self.threads % 8)).map(|thread| pid.wrapping_add(thread)).collect();
         let start = ADDRESS[usize::from(self.start.saturating_sub(200)) % ADDRESS.len()];
         let stack = self.blank.0.is_none().then(|| start.wrapping_add(u64::from(self.stack) * PAGE + 8));
+        // Near a stack pointer, of all lengths, also where there is no such address.
+        let rseq = stack.filter(|_| self.threads >= 128);
+        let rseq = rseq.map(|stack| {
+            (stack.wrapping_mul(1 + u64::from(self.threads & 1)), u32::from(self.stack) << (self.threads % 20))
+        });
         for thread in &threads {
-            write(images, &format!("core-{thread}.img"), &fuzzing::core(stack));
+            write(images, &format!("core-{thread}.img"), &fuzzing::core(stack, rseq));
         }
         if let Some((thread, times)) = self.again.0 {
             threads.extend([u32::from(thread)].repeat(times.into()));
@@ -264,6 +269,8 @@ fuzz_target!(|input: &[u8]| {
     let came = fill(images, &store);
     let before = State::of(images);
     let restore = if which & 2 == 0 { Restore::Lazy } else { Restore::Eager };
+    let can_be_owed = can_be_owed(images);
+    assert_eq!(State::of(images), before);
     let (composed, allocated) = memory::peak(|| compose(images, &store, restore));
     // A piece to move pages with; and of each run and mapping, which are at least ten bytes, a few words.
     assert!(allocated < (2 << 20) + 24 * before.read, "{allocated} bytes allocated for {}", before.read);
@@ -272,7 +279,12 @@ fuzz_target!(|input: &[u8]| {
     let new = before.taken + 4 * before.read as u64 + (before.pagemaps.len() as u64 + 1) * 8 * PAGE;
     assert!(taken <= new, "{taken} bytes of files after {} and {}", before.taken, before.read);
     match composed {
-        Ok(composed) => before.check(images, &store, restore, &composed, &came),
+        Ok(composed) => {
+            before.check(images, &store, restore, &composed, &came);
+            for (vpid, pages) in can_be_owed.into_iter().flatten().filter(|_| restore == Restore::Lazy) {
+                assert!(pages.iter().all(|range| composed.lazy[&vpid].gaps(range).next().is_none()));
+            }
+        }
         // What could not be written leaves images that nobody uses.
         Err(ImageError::Access { .. }) => {}
         Err(refused) => assert_eq!(State::of(images), before, "{refused}"),

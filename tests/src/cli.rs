@@ -225,7 +225,8 @@ struct Torture {
     /// Only combinations whose name contains this: part of a point, of a fault, or of 'source:frozen × kill'.
     #[arg(long, value_name = "FILTER")]
     only: Option<String>,
-    /// A line under [memory] in the daemons' configuration, like 'mode = "stop-and-copy"'; may be repeated.
+    /// A line under [memory] in the daemons' configuration, like 'mode = "stop-and-copy"'; may be repeated. With 'mode = "post-copy"' the
+    /// container writes more than its link takes, so that memory follows it, and faults hit that as well.
     #[arg(long, value_name = "LINE")]
     memory: Vec<String>,
     /// The table of all runs, JSON lines; target/torture/report-SEED.jsonl if not given.

@@ -20,7 +20,8 @@ const STAGES: &[Stage] = &[
             "--release",
             "--workspace",
             "--all-targets",
-            "--features=spothop-tests/e2e,spothop-aws/e2e",
+            // What is built for fuzz/ alone, too: that is no member of the workspace.
+            "--features=spothop-tests/e2e,spothop-aws/e2e,spothop/fuzzing,spothop-criu/fuzzing,spothop-transfer/fuzzing",
             "--",
             "--deny=warnings",
         ])

@@ -18,7 +18,7 @@ use std::path::Path;
 
 use super::images::{self, Entry, ImageError, MOST_RUNS, PARENT_LINK, PE_LAZY, PE_PRESENT, Pagemap, Vma, access};
 use super::owed::{self, read_owed};
-use super::store::{self, Store};
+use super::store::{self, Runs, Store};
 use super::{PAGE, PIECE, Pages, Vpid};
 
 /// How the tasks are to be restored.
@@ -227,12 +227,14 @@ impl Plan {
         if self.present.iter().any(|piece| piece.from.is_none()) {
             let path = images::pages_path(images, self.pagemap.pages_id);
             let dumped = File::options().read(true).write(true).open(&path).map_err(access(&path))?;
+            let mut runs = Runs::default();
+            let mut store = store.drain(vpid).map_err(access(store.directory()))?;
             images::replace(&path, |new| {
                 // Pages of zeros stay holes.
                 new.set_len(self.bytes())?;
                 self.present.iter().try_for_each(|piece| match piece.from {
-                    Some(from) => move_pages(&dumped, from, new, piece, buffer),
-                    None => store.drain(vpid, piece.range.clone(), buffer, |address, bytes| {
+                    Some(from) => move_pages(&dumped, &mut runs, from, new, piece, buffer),
+                    None => store.range(piece.range.clone(), buffer, |address, bytes| {
                         new.write_all_at(bytes, piece.to + (address - piece.range.start))
                     }),
                 })
@@ -243,16 +245,21 @@ impl Plan {
 }
 
 /// Moves what CRIU dumped to its new place, without ever having much of it twice in memory. What came as zeros is a hole, and stays one.
-fn move_pages(dumped: &File, from: u64, new: &File, piece: &Piece, buffer: &mut [u8]) -> io::Result<()> {
+fn move_pages(
+    dumped: &File,
+    runs: &mut Runs,
+    from: u64,
+    new: &File,
+    piece: &Piece,
+    buffer: &mut [u8],
+) -> io::Result<()> {
     let mut rest = from..from + (piece.range.end - piece.range.start);
-    while let Some(data) = store::next_data(dumped, rest.clone())? {
-        let length = (data.end - data.start).min(buffer.len() as u64);
-        let part = &mut buffer[..length as usize];
-        let end = data.start + length;
+    while let Some(data) = runs.next(dumped, rest.clone(), buffer.len() as u64)? {
+        let part = &mut buffer[..(data.end - data.start) as usize];
         dumped.read_exact_at(part, data.start)?;
         new.write_all_at(part, piece.to + (data.start - from))?;
-        store::discard(dumped, data.start..end)?;
-        rest.start = end;
+        store::discard(dumped, data.clone())?;
+        rest.start = data.end;
     }
     Ok(())
 }

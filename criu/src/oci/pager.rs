@@ -8,7 +8,8 @@
 //! Two processes that share their table of open files (clone(2), CLONE_FILES): whatever userfaultfd the pager gets, from CRIU or by a fork
 //! of a task, the guard has open at the same instant. If the pager dies before all pages are in, the guard kills the container and lets
 //! the userfaultfds go when everything in it is dead; no task ever reads a zero where there was something else. If the guard dies the
-//! pager goes on alone.
+//! pager goes on alone. Either notes down how it ended ([`crate::paged`]). If both die at once tasks may read zeros; where memory was to follow,
+//! the daemon finds that out by the missing note, and kills them.
 //!
 //! Both are children of `create`, and the engine's shim's after that, like the keeper. They have none of the container's standard streams,
 //! for whose end the engine waits, and need the migration's directory only until the tasks are held: its files are open then.
@@ -21,6 +22,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -30,24 +32,21 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use serde::{Deserialize, Serialize};
 
 use super::error::{OciError, file};
 use super::gate;
 use crate::cgroup::Grip;
 use crate::handoff::{Directory, RestoreRequest};
-use crate::memory::pager::{self, Counters, Ending, Held, Memory, SOCKET};
+use crate::memory::pager::{self, Ending, Held, Memory, SOCKET};
 use crate::memory::{ImageError, Store, read_owed};
-use crate::{pidfd, tasks};
+use crate::paged::{Note, Paged};
+use crate::{failpoint, pidfd, tasks};
 
 /// The hidden verb by which `create` starts the guard.
 const VERB: &str = "--spothop-pager";
 
 /// Where the hook finds the guard.
 const GUARD: &str = "pager.sock";
-
-/// How it ended, as far as the directory is still there: [`Note`].
-const NOTE: &str = "paged.json";
 
 /// What the guard says when both are ready, and to a hook that may go on.
 const READY: &str = "ready";
@@ -85,15 +84,6 @@ enum NoPager {
     Listen { path: String, source: io::Error },
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
-}
-
-/// How a pager ended.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
-    /// Why tasks had to be killed.
-    error: Option<String>,
-    /// What was done, if all is in.
-    counters: Option<Counters>,
 }
 
 /// Starts guard and pager for the restore in `directory` and returns when CRIU may connect. They end when the child's standard input
@@ -165,6 +155,7 @@ type OpenMemory = Box<dyn FnOnce() -> Result<Memory, pager::PagerError>>;
 
 /// What the pager has.
 struct Work {
+    note: Arc<Note>,
     criu: UnixListener,
     memory: OpenMemory,
     /// Told when that is done.
@@ -175,6 +166,10 @@ struct Work {
 /// What the guard has.
 #[derive(Debug)]
 struct Guard {
+    note: Arc<Note>,
+    /// Where the pager answers the daemon, once more: it is closed when both have ended and the note is written, not when the pager has
+    /// answered for the last time. Of whoever finds nobody here the note has to be true.
+    _owed: Option<UnixListener>,
     hook: UnixListener,
     /// The pager's word that it has all of its files.
     open: PipeReader,
@@ -191,17 +186,21 @@ fn prepare(directory: &Directory) -> Result<(Work, Guard), NoPager> {
     let request = RestoreRequest::read(directory)?.ok_or_else(not_lazy)?;
     let store = Store::at(request.lazy.ok_or_else(not_lazy)?);
     let (lazy, owed) = (pager::lazy(&request.images)?, read_owed(&request.images)?);
-    let memory: OpenMemory = match owed.is_empty() {
-        true => Box::new(move || Memory::open(&store, lazy)),
+    let (memory, daemon): (OpenMemory, _) = match owed.is_empty() {
+        true => (Box::new(move || Memory::open(&store, lazy)), None),
         false => {
-            let memory = Memory::owing(&store, lazy, &owed, listen(&directory.owed_socket())?)?;
-            Box::new(|| Ok(memory))
+            let daemon = listen(&directory.owed_socket())?;
+            let memory = Memory::owing(&store, lazy, &owed, daemon.try_clone()?)?;
+            (Box::new(|| Ok(memory)), Some(daemon))
         }
     };
     let (held, heard) = Held::new()?;
     let (is_open, open) = io::pipe()?;
-    let work = Work { criu: listen(&directory.work().join(SOCKET))?, memory, open, held: heard };
-    Ok((work, Guard { hook: listen(&directory.path().join(GUARD))?, open: is_open, held, container: None }))
+    let note = Arc::new(Note::begin(directory)?);
+    let criu = listen(&directory.work().join(SOCKET))?;
+    let work = Work { note: Arc::clone(&note), criu, memory, open, held: heard };
+    let hook = listen(&directory.path().join(GUARD))?;
+    Ok((work, Guard { note, _owed: daemon, hook, open: is_open, held, container: None }))
 }
 
 fn listen(path: &Path) -> Result<UnixListener, NoPager> {
@@ -246,7 +245,7 @@ fn fork_with_files(stack: &mut [u8], work: impl FnMut() -> isize) -> io::Result<
 
 /// The pager's life. What it returns is its exit status.
 fn page(work: Work, directory: &Directory) -> isize {
-    let Work { criu, memory, open, held } = work;
+    let Work { note, criu, memory, open, held } = work;
     let serve = |criu: &UnixStream| {
         let memory = memory()?;
         // The guard is there, and if it is not, nobody waits for this.
@@ -259,18 +258,20 @@ fn page(work: Work, directory: &Directory) -> isize {
         Ok(None) => Ok(Ending::GivenUp),
         Err(error) => Err(format!("cannot hear CRIU: {error}")),
     };
+    let served = served.and_then(|ending| match failpoint::reach("target:pager:ended") {
+        Ok(()) => Ok(ending),
+        Err(injected) => Err(injected.to_string()),
+    });
     if let Err(error) = &served {
         log(&format!("restore in {}: the pager cannot go on: {error}", directory.path().display()));
     }
-    let (note, status) = match served {
-        Ok(Ending::Whole(counters)) => (Note { error: None, counters: Some(counters) }, WHOLE),
-        Ok(Ending::GivenUp) => {
-            (Note { error: Some("CRIU ended before the tasks ran".to_owned()), counters: None }, GIVEN_UP)
-        }
-        Err(error) => (Note { error: Some(error), counters: None }, FAILED),
+    let (paged, status) = match served {
+        Ok(Ending::Whole(counters)) => (Paged::Whole(counters), WHOLE),
+        Ok(Ending::GivenUp) => (Paged::GivenUp, GIVEN_UP),
+        Err(reason) => (Paged::Failed { reason }, FAILED),
     };
-    // Best effort: the directory may be gone, and the tasks go on or die without it.
-    let _ = fs::write(directory.path().join(NOTE), serde_json::json!(note).to_string());
+    // Without it the daemon takes the memory for lost, if any was to follow.
+    let _ = note.end(&paged);
     status
 }
 
@@ -308,6 +309,8 @@ impl Guard {
         }
         if let Some(container) = &self.container {
             if !exited(GIVEN_UP) {
+                // Before anybody can see that the tasks are dead. The pager has said more, unless it was killed.
+                let _ = self.note.end(&Paged::Failed { reason: format!("the pager has ended: {status:?}") });
                 log(&format!(
                     "the pager has ended ({status:?}): the container lacks pages of its memory and is killed"
                 ));

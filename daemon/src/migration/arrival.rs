@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
 
 use super::error::chain;
-use super::filling::Filling;
+use super::filling::{self, Filling, Missing};
 use super::handoff::Handoff;
 use super::message::{Answer, Request};
 use super::moving::Moving;
@@ -140,7 +140,8 @@ impl Target {
         let _ = self.track.reach("running:reply");
         if let Some(mut source) = source {
             // It says COMMIT again if it does not hear this, and is answered from the journal.
-            let _ = source.reply(&Answer::Running).await;
+            let lost = Filling::of(&self.context, &self.track).lost().await.unwrap_or_default();
+            let _ = source.reply(&Answer::Running { lost }).await;
         }
         self.tidy_up().await;
     }
@@ -160,7 +161,16 @@ impl Target {
         }
         let mut inquiry = self.context.providers.inquire(self.offer.instance.clone());
         let mut before = u64::MAX;
-        while let Some(missing) = filling.missing().await {
+        loop {
+            let missing = match filling.missing().await {
+                Missing::Nothing => break,
+                Missing::Lost(reason) => {
+                    let lose = || filling.lose(reason.clone()).boxed();
+                    self.track.surely("recording that memory is lost", lose).await;
+                    break;
+                }
+                Missing::Bytes(missing) => missing,
+            };
             // Another session may be at it.
             if missing >= before
                 && let Err(failure) = self.mourn(&filling, &mut inquiry).await
@@ -172,6 +182,23 @@ impl Target {
         }
         self.track.surely("starting the container from its files", || self.start_if_lost(&filling).boxed()).await;
         session
+    }
+
+    /// A container that was still coming when this host lost its power is not yet one that its restart policy alone looks after.
+    async fn note_power_cut(&self, holds: bool) {
+        let is_coming = || async move {
+            let steps = self.track.unsettled().await?;
+            // The marker is the first thing that goes once nothing is missing.
+            Ok(steps.iter().any(|(_, step)| matches!(step, Step::Pending { marker } if marker.exists())))
+        };
+        if self.offer.post_copy
+            && !holds
+            && self.track.surely("looking whether it has come", || is_coming().boxed()).await
+        {
+            let filling = Filling::of(&self.context, &self.track);
+            let lose = || filling.lose("this host lost its power before all of it had come".to_owned()).boxed();
+            self.track.surely("recording that memory is lost", lose).await;
+        }
     }
 
     /// Says that the missing memory is lost, once it is: by somebody's word, or because its source cannot run any more.
@@ -192,24 +219,31 @@ impl Target {
     /// A container whose memory was lost is dead by now. It is ours whatever its restart policy says, as after a power cut.
     async fn start_if_lost(&self, filling: &Filling<'_>) -> Result<(), Error> {
         let Some(reason) = filling.lost().await? else { return Ok(()) };
-        self.track.remark(reason).await?;
+        self.track.remark(filling::remark(&reason)).await?;
         let unsettled = self.track.unsettled().await?;
         let Some((id, _)) = unsettled.into_iter().find(|(_, step)| matches!(step, Step::Lost { .. })) else {
             return Ok(());
         };
+        // Otherwise a former daemon has seen it dead, and what runs now may be what that one has started.
+        if filling.was_owed() {
+            self.end_lacking().await?;
+            filling.forget()?;
+        }
+        self.try_start_anew().await?;
+        Ok(self.track.settled(id).await?)
+    }
+
+    /// Waits until the engine knows that the tasks are dead. Their guard kills them; one that was killed with its pager does not.
+    async fn end_lacking(&self) -> Result<(), Error> {
         let created = self.created.as_ref().ok_or(Error::NotCreated)?;
         let dead = async {
             while !matches!(self.context.engine.inspect(&created.id).await, Err(orchestrator::Error::NotRunning { .. }))
             {
+                kill_restored(&created.id).await;
                 sleep(LOOK_AGAIN).await;
             }
         };
-        if timeout(START, dead).await.is_err() {
-            // One that a former daemon has started is not to be told from this.
-            warn!(migration = %self.track.id, "the container whose memory is lost runs");
-        }
-        self.try_start_anew().await?;
-        Ok(self.track.settled(id).await?)
+        timeout(START, dead).await.map_err(|_| Error::TimedOut { step: "ending what lacks memory", limit: START })
     }
 
     /// Its memory went with this host's power after COMMIT, like that of every container here. It is started like them.
@@ -260,6 +294,8 @@ impl Target {
         if directory.may_have_run() {
             self.remove_markers().await?;
             self.end_unknown(&id).await?;
+            // Whatever those lacked, this one lacks nothing.
+            Filling::of(&self.context, &self.track).forget()?;
             self.call_engine(&id);
             return Ok(());
         }
@@ -286,9 +322,7 @@ impl Target {
             Err(failure) => return Err(failure.into()),
         }
         let gone = async {
-            while let Some(init) = restored_init(id.to_owned()).await {
-                // It may have ended by itself.
-                let _ = kill(Pid::from_raw(init.pid), Signal::SIGKILL);
+            while kill_restored(id).await {
                 sleep(LOOK_AGAIN).await;
             }
         };
@@ -347,6 +381,16 @@ async fn restored_init(id: String) -> Option<Task> {
     let state = spawn_blocking(move || RuntimeState::read(&find_runtime_root(&id)?, &id).ok());
     let init = unpanicked(state.await).map(|state| Task { pid: state.init_pid, started: state.init_started });
     init.filter(|init| init.is_alive())
+}
+
+/// Kills that process; false when there is none.
+async fn kill_restored(id: &str) -> bool {
+    let init = restored_init(id.to_owned()).await;
+    if let Some(init) = init {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(init.pid), Signal::SIGKILL);
+    }
+    init.is_some()
 }
 
 /// Waits for the runtime's word that the tasks run, as a daemon that came back hears it.
@@ -435,6 +479,7 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
         Return::Run => target.run_until_it_runs(None).await,
         Return::Start => target.start_anew().await,
         Return::CleanUp | Return::GiveUp => {
+            target.note_power_cut(holds).await;
             target.become_whole(None).await;
             target.tidy_up().await;
         }

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::error::chain;
+use super::filling;
 use super::gate::Gate;
 use super::lending::lend;
 use super::message::{Answer, Request};
@@ -185,7 +186,7 @@ impl Ending {
     /// The deadline has passed, so the target may run the container by now. Its journal decides.
     async fn ask_for_abort(&self, reason: &str) -> Result<Verdict, Error> {
         let verdict = match self.tell(None, Verdict::Abort, Some(reason.to_owned())).await? {
-            Answer::Running => Verdict::Commit,
+            Answer::Running { .. } => Verdict::Commit,
             _ => Verdict::Abort,
         };
         self.track.adopt(verdict, reason.to_owned()).await
@@ -252,7 +253,10 @@ impl Ending {
             (_, Phase::Running | Phase::Cleaned) => return Ok(Taken::Yes),
             _ => {}
         }
-        if let Answer::Running = self.tell(target, Verdict::Commit, None).await? {
+        if let Answer::Running { lost } = self.tell(target, Verdict::Commit, None).await? {
+            if let Some(reason) = lost {
+                self.track.remark(filling::remark(&reason)).await?;
+            }
             return Ok(Taken::Yes);
         }
         let reason = format!("{} lost the container before it ran there and gives it back", self.target);
@@ -277,7 +281,7 @@ impl Ending {
         let decided = Request::Decided { migration: self.track.id.to_string(), verdict, reason };
         let answer = target.ask(&decided, STEP_NAME, RUN).await?;
         match lend(&self.track, &mut target, answer, STEP_NAME).await? {
-            answer @ (Answer::Running | Answer::Gone) => Ok(answer),
+            answer @ (Answer::Running { .. } | Answer::Gone) => Ok(answer),
             _ => Err(target.out_of_turn(STEP_NAME)),
         }
     }

@@ -2,7 +2,9 @@
 //! frozen until this host says `Running`.
 //!
 //! Only the pager knows what is missing ([`pager::ask`]), and only the source has it. Nothing about it is kept here: whoever has a
-//! session with the source fetches what the pager names, and a daemon or a session that is lost is an ordinary beginning.
+//! session with the source fetches what the pager names, and a daemon or a session that is lost is an ordinary beginning. A pager that is
+//! gone has said how it ended ([`Paged`]). If it was killed what it lacked is lost: the tasks that need it die with it, and what they have
+//! done since they ran is known to others, so that they go on neither here nor at their source.
 //!
 //! ```text
 //! pager ── what is wanted ──► Lacking ──► source
@@ -11,6 +13,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 use spothop_criu::handoff::Directory;
 use spothop_criu::memory::pager::{self, Lacking, Piece};
 use spothop_criu::memory::{Pages, Store, Vpid};
+use spothop_criu::paged::Paged;
 use spothop_transfer::{ExtentSink, Limits};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -47,20 +51,30 @@ const NOTICED: Duration = Duration::from_millis(20);
 const ROUND_TRIPS: u32 = 8;
 
 /// How the remark begins about a container that came without all of its memory.
-pub const MEMORY_LOST: &str = "part of its memory was lost with its source, and it was started from its files";
+pub const MEMORY_LOST: &str = "part of its memory was lost, and it was started from its files";
 
-/// How a session with the source ended well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Filled {
-    /// Nothing is missing any more, or nobody misses it.
-    Whole,
-    /// The source does not have it any more.
-    Lost,
+/// The remark about one.
+pub(super) fn remark(reason: &str) -> String {
+    format!("{MEMORY_LOST} ({reason})")
+}
+
+/// Why it is lost when nobody has said so: nobody was left.
+const BOTH_DIED: &str = "its pager and the pager's guard here have died";
+
+/// What a container that runs here lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Missing {
+    Nothing,
+    /// So many bytes. Of no answer from the pager nothing is concluded.
+    Bytes(u64),
+    /// Some of it, and nobody can give it that any more. This is why.
+    Lost(String),
 }
 
 /// A container that runs here, and may lack pages.
 pub(super) struct Filling<'a> {
     track: &'a Track,
+    directory: Directory,
     socket: PathBuf,
     store: PathBuf,
 }
@@ -68,25 +82,31 @@ pub(super) struct Filling<'a> {
 impl<'a> Filling<'a> {
     pub(super) fn of(context: &Context, track: &'a Track) -> Self {
         let directory = Directory::at(context.workspace(Side::Target, &track.id).directory());
-        Self { track, socket: directory.owed_socket(), store: directory.pages() }
+        Self { track, socket: directory.owed_socket(), store: directory.pages(), directory }
     }
 
-    /// How much is missing, in bytes; `None`: nothing is. Of no answer from the pager nothing is concluded.
-    pub(super) async fn missing(&self) -> Option<u64> {
+    pub(super) async fn missing(&self) -> Missing {
         match self.ask(Vec::new(), 0).await {
-            Ok(lacking) => lacking.map(|lacking| lacking.bytes),
+            Ok(Asked::Whole) => Missing::Nothing,
+            Ok(Asked::Lacks(lacking)) => Missing::Bytes(lacking.bytes),
+            Ok(Asked::Failed(reason)) => Missing::Lost(reason),
             Err(failure) => {
                 info!(migration = %self.track.id, error = chain(&failure), "the pager does not answer");
-                Some(u64::MAX)
+                Missing::Bytes(u64::MAX)
             }
         }
     }
 
-    /// Fetches all of it from its source, which has just said that the container runs here.
-    pub(super) async fn fetch(&self, source: &mut Conversation) -> Result<Filled, Error> {
+    /// Fetches all of it from its source, which has just said that the container runs here. What is lost is on record then.
+    pub(super) async fn fetch(&self, source: &mut Conversation) -> Result<(), Error> {
         let (mut arrived, mut most) = (Vec::new(), FIRST);
         let (began, mut total) = (Instant::now(), 0);
-        while let Some(Lacking { pages, bytes }) = self.ask(std::mem::take(&mut arrived), most).await? {
+        loop {
+            let Lacking { pages, bytes } = match self.ask(std::mem::take(&mut arrived), most).await? {
+                Asked::Whole => break,
+                Asked::Lacks(lacking) => lacking,
+                Asked::Failed(reason) => return self.lose(reason).await,
+            };
             self.track.reach("fill")?;
             let asked = Instant::now();
             source.reply(&Answer::Lacking { pages: pages.clone(), bytes }).await?;
@@ -94,14 +114,11 @@ impl<'a> Filling<'a> {
             let (sent, round_trip) =
                 match heard.map_err(|_| Error::TimedOut { step: "the missing pages", limit: ANSWER })?? {
                     Some(Request::Pages { bytes, .. }) => (bytes, asked.elapsed()),
-                    Some(Request::Lost { reason }) => {
-                        self.lose(reason).await?;
-                        return Ok(Filled::Lost);
-                    }
+                    Some(Request::Lost { reason }) => return self.lose(reason).await,
                     Some(_) => return Err(source.out_of_turn("the missing pages")),
                     None => return Err(Error::HungUp { peer: source.peer().to_owned(), step: "the missing pages" }),
                 };
-            let sink = Arc::new(Missing::new(Store::at(&self.store), &pages));
+            let sink = Arc::new(Arriving::new(Store::at(&self.store), &pages));
             let (limits, progress) = (Limits::bytes(sent), self.track.progress("fill", None));
             let received = timeout(EXCHANGE, source.bulk().receive_extents(Arc::clone(&sink) as _, &limits, &progress));
             let stats =
@@ -114,7 +131,7 @@ impl<'a> Filling<'a> {
         if total > 0 {
             info!(migration = %self.track.id, bytes = total, took = ?began.elapsed(), "the rest of the memory has followed");
         }
-        Ok(Filled::Whole)
+        Ok(())
     }
 
     /// What is missing will never come. On record first: whoever comes back goes on with it.
@@ -126,10 +143,10 @@ impl<'a> Filling<'a> {
         self.say_lost().await
     }
 
-    /// What is on record about that.
+    /// Why it is lost, if that is on record.
     pub(super) async fn lost(&self) -> Result<Option<String>, Error> {
         Ok(self.track.steps().await?.into_iter().find_map(|step| match step {
-            Step::Lost { reason } => Some(format!("{MEMORY_LOST} ({reason})")),
+            Step::Lost { reason } => Some(reason),
             _ => None,
         }))
     }
@@ -141,17 +158,61 @@ impl<'a> Filling<'a> {
         said.map_err(|source| Error::File { action: "speak to the pager at", path: self.socket.clone(), source })
     }
 
-    /// `None`: nothing is owed.
-    async fn ask(&self, arrived: Vec<Piece>, most: u64) -> Result<Option<Lacking>, Error> {
-        // Most containers have come with all of their memory.
-        if !self.socket.exists() {
-            return Ok(None);
+    /// Nobody need be asked any more: the container was started from its files.
+    pub(super) fn forget(&self) -> Result<(), Error> {
+        match fs::remove_file(&self.socket) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::File { action: "remove", path: self.socket.clone(), source })
+            }
+            _ => Ok(()),
         }
-        let socket = self.socket.clone();
-        let answer = unpanicked(spawn_blocking(move || pager::ask(&socket, arrived, most)).await);
-        let answer =
-            answer.map_err(|source| Error::File { action: "ask the pager at", path: self.socket.clone(), source })?;
-        Ok(answer.filter(|lacking| !lacking.pages.is_empty()))
+    }
+
+    /// Whether there is, or was, a pager to which something was owed.
+    pub(super) fn was_owed(&self) -> bool {
+        self.socket.exists()
+    }
+
+    async fn ask(&self, arrived: Vec<Piece>, most: u64) -> Result<Asked, Error> {
+        // Most containers have come with all of their memory.
+        if !self.was_owed() {
+            return Ok(Asked::Whole);
+        }
+        let (socket, directory) = (self.socket.clone(), self.directory.clone());
+        let answer = spawn_blocking(move || match pager::ask(&socket, arrived, most)? {
+            Some(lacking) if lacking.pages.is_empty() => Ok(Asked::Whole),
+            Some(lacking) => Ok(Asked::Lacks(lacking)),
+            // It was tidied up meanwhile.
+            None if !socket.exists() => Ok(Asked::Whole),
+            None => Paged::read(&directory).map(Asked::ended),
+        });
+        unpanicked(answer.await).map_err(|source| Error::File {
+            action: "ask the pager at",
+            path: self.socket.clone(),
+            source,
+        })
+    }
+}
+
+/// What a pager has said, or has left.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    /// All is in the store, or nobody lives who misses it.
+    Whole,
+    Lacks(Lacking),
+    /// It ended, and something was missing.
+    Failed(String),
+}
+
+impl Asked {
+    /// There is no pager any more, and this is what was noted about its end.
+    fn ended(paged: Option<Paged>) -> Self {
+        match paged {
+            // Tasks that never ran are not these: what runs was started from its files.
+            Some(Paged::Whole(_) | Paged::GivenUp) => Self::Whole,
+            Some(Paged::Failed { reason }) => Self::Failed(reason),
+            None => Self::Failed(BOTH_DIED.to_owned()),
+        }
     }
 }
 
@@ -164,13 +225,13 @@ fn next_amount(bytes: u64, elapsed: Duration, round_trip: Duration) -> u64 {
 }
 
 /// Missing pages on their way into the store.
-struct Missing {
+struct Arriving {
     store: Store,
     wanted: BTreeMap<Vpid, Pages>,
     arrived: Mutex<BTreeMap<Vpid, Pages>>,
 }
 
-impl Missing {
+impl Arriving {
     fn new(store: Store, wanted: &[Piece]) -> Self {
         let mut pages: BTreeMap<Vpid, Pages> = BTreeMap::new();
         for &(vpid, start, end) in wanted {
@@ -205,7 +266,7 @@ impl Missing {
     }
 }
 
-impl ExtentSink for Missing {
+impl ExtentSink for Arriving {
     fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
         match object & (PACKED | CLEARED) {
             0 => self.put_pages(object.cast_signed(), offset, bytes),
@@ -226,28 +287,37 @@ mod tests {
 
     const PAGE: usize = 4096;
 
-    fn missing() -> (tempfile::TempDir, Missing) {
+    fn arriving() -> (tempfile::TempDir, Arriving) {
         let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
         let store = Store::at(scratch.path().join("memory"));
         store.create().unwrap();
-        (scratch, Missing::new(store, &[(1, 0x1000, 0x4000), (7, 0x2000, 0x3000), (1, 0x8000, 0x9000)]))
+        (scratch, Arriving::new(store, &[(1, 0x1000, 0x4000), (7, 0x2000, 0x3000), (1, 0x8000, 0x9000)]))
     }
 
     #[test]
     fn only_what_was_asked_for_is_written_and_counted() {
-        let (_scratch, missing) = missing();
-        missing.put(1, 0x2000, &[1; 2 * PAGE]).unwrap();
-        missing.zero(7, 0x2000, PAGE as u32).unwrap();
+        let (_scratch, arriving) = arriving();
+        arriving.put(1, 0x2000, &[1; 2 * PAGE]).unwrap();
+        arriving.zero(7, 0x2000, PAGE as u32).unwrap();
         for (object, offset, length) in
             [(1, 0x3000, 2 * PAGE), (1, 0, PAGE), (2, 0x1000, PAGE), (7 | CLEARED, 0x2000, PAGE), (1, !0xfff, PAGE)]
         {
-            missing.put(object, offset, &vec![2; length]).unwrap_err();
-            missing.zero(object, offset, length as u32).unwrap_err();
+            arriving.put(object, offset, &vec![2; length]).unwrap_err();
+            arriving.zero(object, offset, length as u32).unwrap_err();
         }
-        assert_eq!(missing.arrived(), [(1, 0x2000, 0x4000), (7, 0x2000, 0x3000)]);
+        assert_eq!(arriving.arrived(), [(1, 0x2000, 0x4000), (7, 0x2000, 0x3000)]);
         let mut found = [0; PAGE];
-        missing.store.read_at(1, 0x3000, &mut found).unwrap();
+        arriving.store.read_at(1, 0x3000, &mut found).unwrap();
         assert_eq!(found, [1; PAGE]);
+    }
+
+    #[test]
+    fn a_pager_that_did_not_end_well_has_lost_what_was_missing() {
+        let counters = pager::Counters::default();
+        assert_eq!(Asked::ended(Some(Paged::Whole(counters))), Asked::Whole);
+        assert_eq!(Asked::ended(Some(Paged::GivenUp)), Asked::Whole);
+        assert_eq!(Asked::ended(Some(Paged::Failed { reason: "why".into() })), Asked::Failed("why".into()));
+        assert_eq!(Asked::ended(None), Asked::Failed(BOTH_DIED.into()));
     }
 
     #[test]

@@ -134,8 +134,12 @@ pub enum Answer {
     },
     /// The step is done.
     Done,
-    /// To `Decided{commit}`: the tasks run, and nothing is needed of the source any more.
-    Running,
+    /// To `Decided{commit}`: the container runs, and nothing is needed of the source any more.
+    Running {
+        /// Why it was started from its files, if memory that was to follow was lost.
+        #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_reason")]
+        lost: Option<String>,
+    },
     /// To `Decided{commit}`, and to the pages that follow: the tasks run, and lack these. `Pages` or `Lost` is to follow.
     Lacking {
         /// What is to be sent now.
@@ -221,6 +225,11 @@ fn reason<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     text.truncate(text.floor_char_boundary(LONGEST_REASON));
     let harmless = |letter: char| !letter.is_control() || letter == '\n' || letter == '\t';
     Ok(text.chars().map(|letter| if harmless(letter) { letter } else { ' ' }).collect())
+}
+
+/// The same, if there is one.
+fn some_reason<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    reason(from).map(Some)
 }
 
 /// Pages of processes, whole ones, and no more at once than is read in a moment.

@@ -83,21 +83,24 @@ async fn confirm(
         loop {
             let phases: Vec<_> = track.record().await?.phases.into_iter().map(|entry| entry.phase).collect();
             if phases.contains(&Phase::Running) {
-                return Ok(Answer::Running);
+                return Ok(Phase::Running);
             }
             if phases.contains(&Phase::Aborted) {
-                return Ok(Answer::Gone);
+                return Ok(Phase::Aborted);
             }
             // Every phase is announced; lagging behind only means to look again at once.
             let _ = events.recv().await;
         }
     });
     match waited.await.unwrap_or(Err(Error::TimedOut { step: "acting on the verdict", limit: RUN }))? {
-        Answer::Running if verdict == Verdict::Commit => {
-            // What this session does not bring, the next one will.
-            Filling::of(context, track).fetch(source).await?;
-            Ok(Answer::Running)
+        Phase::Running => {
+            let filling = Filling::of(context, track);
+            if verdict == Verdict::Commit {
+                // What this session does not bring, the next one will.
+                filling.fetch(source).await?;
+            }
+            Ok(Answer::Running { lost: filling.lost().await? })
         }
-        answer => Ok(answer),
+        _ => Ok(Answer::Gone),
     }
 }

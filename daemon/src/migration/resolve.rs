@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::filling::Filling;
+use super::filling::{Filling, Missing};
 use super::protocol::Occasion;
 use super::{Context, Error, Phase, Side, Track, Verdict};
 use crate::api::{MigrationView, Open, Runs};
@@ -38,7 +38,7 @@ pub async fn look(context: &Arc<Context>, migration: MigrationView) -> Result<Op
             "removes the container here; if the target does not run it after all, the container is lost",
         ),
         (Side::Target, Some(Verdict::Commit), Phase::Running)
-            if Filling::of(context, &track).missing().await.is_some() =>
+            if Filling::of(context, &track).missing().await != Missing::Nothing =>
         {
             (
                 "the container runs here, and part of its memory is still at its source, which gave it away for good",

@@ -34,6 +34,11 @@ const CONFIGURATION: &str = "/etc/spothop/config.toml";
 const MIB: u64 = 2;
 /// Room for spothop's journal and logs: enough for hundreds of runs, and quickly filled.
 const STATE_MIB: u32 = 48;
+/// What runs beside the server where memory is to follow, and how many MiB it writes, and in a second.
+const WRITER: &str = include_str!("writer.pl");
+const WRITES: [&str; 2] = ["32", "60"];
+/// The rate of the hosts' links then, in Mbit/s: less than that is in this time sent.
+const LINK_MBIT: u32 = 200;
 /// No command of ours in a host takes this long, in seconds.
 pub(super) const LIMIT: &str = "60";
 /// How long a server may need until it answers its first client.
@@ -50,6 +55,7 @@ pub struct Arena {
     layout: Layout,
     /// `[memory]` of the daemons' configuration.
     memory: String,
+    follows: bool,
 }
 
 /// A client under way.
@@ -68,9 +74,12 @@ impl Arena {
     /// # Errors
     /// Like [`Testbed::up`]; [`Error::Command`] when spothop is not built, or does not take the lines.
     pub fn up(program: &Path, layout: &Layout, memory: &str, build: bool, say: &dyn Fn(&str)) -> Result<Self> {
-        let options = Options { build, state_mib: Some(STATE_MIB), ..Options::default() };
+        let follows = follows(memory);
+        let link_mbit = follows.then_some(LINK_MBIT);
+        let options = Options { build, link_mbit, state_mib: Some(STATE_MIB), ..Options::default() };
         let bed = Testbed::up(program, layout.clone(), &options, say)?;
-        let arena = Self { bed, program: program.to_owned(), layout: layout.clone(), memory: memory.to_owned() };
+        let arena =
+            Self { bed, program: program.to_owned(), layout: layout.clone(), memory: memory.to_owned(), follows };
         arena.furnish().inspect_err(|_| {
             // The first error is the one that counts.
             let _ = down(layout);
@@ -98,14 +107,26 @@ impl Arena {
 
     /// Image, container, data; returns when both daemons know each other.
     fn furnish(&self) -> Result<()> {
-        self.bed.import_workload(Workload::Redis)?;
+        let workload = if self.follows { Workload::RedisPerl } else { Workload::Redis };
+        self.bed.import_workload(workload)?;
         let run = format!(
             "docker run --detach --name={CONTAINER} --restart={POLICY} --network={LAN} --ip={ADDRESS} --mac-address={} \
-             --volume={CONTAINER}-data:/data redis redis-server --dir /data --save '' --appendonly yes \
-             --appendfsync always --protected-mode no",
-            hardware_address(ADDRESS)
+             --volume={CONTAINER}-data:/data {}",
+            hardware_address(ADDRESS),
+            workload.image(),
         );
-        self.sh("a", &run)?;
+        let writer = [
+            "sh",
+            "-c",
+            "program=$1 mib=$2 rate=$3; shift 3; perl -e \"$program\" $mib $rate & exec \"$@\"",
+            "sh",
+            WRITER,
+        ];
+        let server = "redis-server --dir /data --appendonly yes --appendfsync always --protected-mode no --save";
+        let beside = writer.into_iter().chain(WRITES).take(if self.follows { usize::MAX } else { 0 });
+        let all =
+            ["timeout", LIMIT].into_iter().chain(run.split(' ')).chain(beside).chain(server.split(' ')).chain([""]);
+        self.bed.output("a", all)?;
         let server = self.server();
         join(self.bed.on_client_network(move || data::load(server, MIB))?)??;
         if !self.memory.is_empty() {
@@ -191,6 +212,20 @@ impl Arena {
         }
     }
 
+    /// Whether memory is to follow the container: it writes more than its link takes.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.follows
+    }
+
+    /// What the writer beside the server has found in its memory that was not what it had written; empty where all was.
+    ///
+    /// # Errors
+    /// [`Error::Command`] when the engine on `host` does not answer.
+    pub fn wrong_memory(&self, host: &str) -> Result<String> {
+        self.sh(host, &format!("docker exec {CONTAINER} sh -c 'if test -e /data/wrong; then cat /data/wrong; fi'"))
+    }
+
     /// Compares the data that never changes.
     ///
     /// # Errors
@@ -270,7 +305,28 @@ impl Drop for Client {
     }
 }
 
+/// Whether lines of a configuration ask for it.
+fn follows(memory: &str) -> bool {
+    let mut pairs = memory.lines().filter_map(|line| line.split_once('='));
+    pairs.any(|(key, value)| key.trim() == "mode" && value.trim().trim_matches(['"', '\'']) == "post-copy")
+}
+
 /// A panic of ours goes on as a panic.
 fn join<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_follows_where_the_configuration_says_so() {
+        for memory in ["mode = \"post-copy\"", "restore = 'lazy'\nmode='post-copy'"] {
+            assert!(follows(memory), "{memory}");
+        }
+        for memory in ["", "mode = \"pre-copy\"", "restore = 'eager'"] {
+            assert!(!follows(memory), "{memory}");
+        }
+    }
 }

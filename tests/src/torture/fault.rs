@@ -23,7 +23,7 @@ const RESETTING: Duration = Duration::from_millis(400);
 const FULL: Duration = Duration::from_secs(5);
 
 /// The argument by which `spothop-oci` is guard and pager, one the child of the other (criu/src/oci/pager.rs).
-const PAGER: &str = "--spothop-pager";
+pub const PAGER: &str = "--spothop-pager";
 
 /// How often a tmpfs is made smaller that grows at the same time.
 const SHRINKING: u32 = 20;

@@ -41,7 +41,8 @@ pub struct Options {
     pub only: Option<String>,
     /// The table, one JSON object a line; what is kept of runs that went wrong lies beside it.
     pub report: PathBuf,
-    /// Lines under `[memory]` in the daemons' configuration.
+    /// Lines under `[memory]` in the daemons' configuration. With `mode = "post-copy"` the container writes more than its link takes, and
+    /// the plan has the points at which memory follows.
     pub memory: Vec<String>,
     /// Whether to build spothop first.
     pub build: bool,
@@ -89,11 +90,13 @@ pub fn torture(program: &Path, layout: &Layout, options: &Options, say: &dyn Fn(
 
 /// One run, on an arena that may have to be made anew before; or why it could not be done.
 fn one(arena: &mut Arena, options: &Options, index: u64, say: &dyn Fn(&str)) -> Result<Result<Line, String>> {
-    let plan = plan(options.seed, index, options.only.as_deref()).ok_or_else(|| Error::OutOfRange {
-        what: "--only",
-        value: options.only.clone().unwrap_or_default(),
-        allowed: "part of the name of at least one combination, such as source:frozen or 'power-off target'".to_owned(),
-    })?;
+    let plan =
+        plan(options.seed, index, options.only.as_deref(), arena.follows()).ok_or_else(|| Error::OutOfRange {
+            what: "--only",
+            value: options.only.clone().unwrap_or_default(),
+            allowed: "part of the name of at least one combination, such as source:frozen or 'power-off target'"
+                .to_owned(),
+        })?;
     if let Err(error) = arena.ready() {
         say(&format!("the testbed is made anew: {error}"));
         arena.renew(say)?;

@@ -156,9 +156,10 @@ const SOURCE_POINTS: [&str; 13] = [
     "cleaned",
 ];
 
-const TARGET_POINTS: [&str; 22] = [
+const TARGET_POINTS: [&str; 23] = [
     "pager:held",
     "pager:running",
+    "pager:ended",
     "pre-copy:10",
     "pre-copy:99",
     "memory:1",
@@ -180,6 +181,9 @@ const TARGET_POINTS: [&str; 22] = [
     "running:reply",
     "cleaned",
 ];
+
+/// Where memory follows a container that runs already: reached only by one that writes faster than its link takes it.
+const FOLLOWING: [&str; 2] = ["source:fill", "target:fill"];
 
 /// Points on the way to an abort: where the target's daemon is killed, and the point.
 const ABORTING: [(&str, &str); 8] = [
@@ -220,6 +224,10 @@ const FAULTS: [Word; 23] = [
     Word::TmpfsFull,
 ];
 
+/// How long a migration takes at most: of a small server, and of one that has more memory than its link takes in a moment.
+const SHORT: Duration = Duration::from_millis(1200);
+const LONG: Duration = Duration::from_millis(9000);
+
 /// What can be done at any moment, without a program that stands at a point.
 const TIMED: [Word; 10] = [
     Word::KillOther(Victim::Daemon, Side::Source),
@@ -256,10 +264,11 @@ struct Cell {
     word: Option<Word>,
 }
 
-/// Run number `index` of those with this seed whose name contains `filter`; none when no combination's does.
+/// Run number `index` of those with this seed whose name contains `filter`; none when no combination's does. `follows`: memory follows
+/// the container, and its migrations take seconds.
 #[must_use]
-pub fn plan(seed: u64, index: u64, filter: Option<&str>) -> Option<Plan> {
-    let mut cells = cells();
+pub fn plan(seed: u64, index: u64, filter: Option<&str>, follows: bool) -> Option<Plan> {
+    let mut cells = cells(follows);
     cells.retain(|cell| filter.is_none_or(|filter| cell.to_string().contains(filter)));
     let count = u64::try_from(cells.len()).unwrap_or(u64::MAX);
     let round = index.checked_div(count)?;
@@ -269,12 +278,12 @@ pub fn plan(seed: u64, index: u64, filter: Option<&str>) -> Option<Plan> {
         cells.swap(last, usize::try_from(dice.below(last as u64 + 1)).unwrap_or_default());
     }
     let cell = cells.swap_remove(usize::try_from(index % count).ok()?);
-    Some(cell.draw(&mut Dice::of(&[seed, index, 1])))
+    Some(cell.draw(&mut Dice::of(&[seed, index, 1]), if follows { LONG } else { SHORT }))
 }
 
 /// Every point of the matrix.
 #[must_use]
-pub fn points() -> Vec<String> {
+pub fn points(follows: bool) -> Vec<String> {
     let mut points = Vec::new();
     for side in ["source", "target"] {
         for phase in PHASES {
@@ -284,15 +293,16 @@ pub fn points() -> Vec<String> {
     }
     points.extend(SOURCE_POINTS.iter().map(|point| format!("source:{point}")));
     points.extend(TARGET_POINTS.iter().map(|point| format!("target:{point}")));
+    points.extend(FOLLOWING.iter().filter(|_| follows).map(|point| (*point).to_owned()));
     points
 }
 
-fn cells() -> Vec<Cell> {
+fn cells(follows: bool) -> Vec<Cell> {
     let mut cells = Vec::new();
     let mut add = |at: &At, words: &[Word]| {
         cells.extend(words.iter().map(|word| Cell { at: Some(at.clone()), word: Some(*word) }));
     };
-    for point in points() {
+    for point in points(follows) {
         let words: Vec<Word> = FAULTS.into_iter().filter(|word| word.applies(&point)).collect();
         add(&At::Point(point), &words);
     }
@@ -310,9 +320,11 @@ fn cells() -> Vec<Cell> {
 }
 
 impl Cell {
-    fn draw(self, dice: &mut Dice) -> Plan {
+    fn draw(self, dice: &mut Dice, length: Duration) -> Plan {
         let at = match self.at {
-            Some(At::Time(_)) => Some(At::Time(Duration::from_millis(dice.below(1200)))),
+            Some(At::Time(_)) => {
+                Some(At::Time(Duration::from_millis(dice.below(u64::try_from(length.as_millis()).unwrap_or_default()))))
+            }
             at => at,
         };
         let cause = if dice.below(4) == 0 { Cause::Notice } else { Cause::Manual };
@@ -332,20 +344,22 @@ fn stage(point: &str) -> u8 {
         (_, "transferred" | "wrapper:restoring") => 6,
         (_, "restored" | "pager:held" | "wrapper:held" | "wrapper:handed-over" | "wrapper:attached" | "hook:held") => 7,
         (_, "committed" | "gate-opened" | "hook:verdict" | "run:before" | "hook:go" | "wrapper:go") => 8,
-        _ => 9,
+        (_, "fill") => 9,
+        _ => 10,
     }
 }
 
 impl Word {
-    /// Whether there is anything to do it to when a migration is at this point.
+    /// Whether there is anything to do it to when a migration is at this point, and whether it ever ends: a tmpfs that stays full takes no
+    /// pages that follow, which go on being sent until somebody makes room or gives them up (`spothop resolve`).
     fn applies(self, point: &str) -> bool {
         match self {
             // The dump waits for the freeze and is held until the verdict; the restore waits for the images, as runc, and is held until the
-            // word to go.
-            Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (4..=8).contains(&stage(point)),
+            // word to go. Of memory that follows the source has the tasks and the target the pager.
+            Self::KillOther(Victim::Criu | Victim::Runc, Side::Source) => (4..=9).contains(&stage(point)),
             Self::KillOther(Victim::Criu, Side::Target) => (7..=8).contains(&stage(point)),
             Self::KillOther(Victim::Runc, Side::Target) => (3..=8).contains(&stage(point)),
-            Self::KillOther(Victim::Pager | Victim::Guard, Side::Target) => (7..=8).contains(&stage(point)),
+            Self::KillOther(Victim::Pager | Victim::Guard, Side::Target) => (7..=9).contains(&stage(point)),
             Self::KillOther(Victim::Shim, Side::Target) => stage(point) >= 3,
             Self::TmpfsFull => (3..=7).contains(&stage(point)),
             _ => true,
@@ -405,8 +419,8 @@ impl Dice {
 }
 
 /// Where a program dies on which the tasks depend that run already: the runtime's `start`, which has not told the engine yet, and the
-/// pager, without which they lack memory.
-const VITAL: [&str; 3] = ["target:wrapper:gone", "target:pager:held", "target:pager:running"];
+/// pager, without which they lack memory, as far as anybody can know who has not heard from it that they do not.
+const VITAL: [&str; 4] = ["target:wrapper:gone", "target:pager:held", "target:pager:running", "target:pager:ended"];
 
 impl At {
     fn is_vital(&self) -> bool {
@@ -415,11 +429,20 @@ impl At {
 }
 
 impl Plan {
-    /// Whether a server that is at this side in the end may have been started anew: only where the fault has ended its memory, or
-    /// the container itself.
+    /// Whether the fault comes while memory follows.
     #[must_use]
-    pub fn allows_restart(&self, at: Side) -> bool {
+    pub fn is_while_it_follows(&self) -> bool {
+        matches!(&self.at, Some(At::Point(point)) if FOLLOWING.contains(&point.as_str()))
+    }
+
+    /// Whether a server that is at this side in the end may have been started anew: only where the fault has ended its memory, or
+    /// the container itself. While memory follows (`follows`), what ends the tasks at the source ends it at the target too.
+    #[must_use]
+    pub fn allows_restart(&self, at: Side, follows: bool) -> bool {
+        let takes_along = follows && at == Side::Target;
         match self.fault {
+            Fault::PowerOff { side: Side::Source, .. } if takes_along => true,
+            Fault::KillOther { side: Side::Source, victim } if takes_along => victim != Victim::Daemon,
             Fault::PowerOff { side, .. } => side == at,
             // A killed daemon of spothop, by contrast, takes nothing with it.
             Fault::KillOther { side, victim } => side == at && victim != Victim::Daemon,
@@ -510,28 +533,34 @@ mod tests {
     #[test]
     fn a_run_follows_from_seed_and_index_alone() {
         for index in [0, 7, 900] {
-            assert_eq!(plan(3, index, None), plan(3, index, None));
+            assert_eq!(plan(3, index, None, false), plan(3, index, None, false));
         }
         assert_ne!(
-            (0..20).map(|i| plan(3, i, None)).collect::<Vec<_>>(),
-            (0..20).map(|i| plan(4, i, None)).collect::<Vec<_>>()
+            (0..20).map(|i| plan(3, i, None, false)).collect::<Vec<_>>(),
+            (0..20).map(|i| plan(4, i, None, false)).collect::<Vec<_>>()
         );
     }
 
     #[test]
     fn as_many_runs_as_there_are_combinations_meet_each_of_them() {
-        let count = cells().len() as u64;
-        let all: HashSet<String> =
-            cells().iter().map(ToString::to_string).filter(|name| !name.contains("tmpfs")).collect();
-        let met: HashSet<String> =
-            (0..count).filter_map(|index| plan(1, index, None)).map(|plan| plan.to_string()).collect();
-        assert!(all.is_subset(&met), "{:?}", all.difference(&met).collect::<Vec<_>>());
+        for follows in [false, true] {
+            let cells = cells(follows);
+            let all: HashSet<String> =
+                cells.iter().map(ToString::to_string).filter(|name| !name.contains("tmpfs")).collect();
+            let met: HashSet<String> = (0..cells.len() as u64)
+                .filter_map(|index| plan(1, index, None, follows))
+                .map(|plan| plan.to_string())
+                .collect();
+            assert!(all.is_subset(&met), "{:?}", all.difference(&met).collect::<Vec<_>>());
+        }
     }
 
     #[test]
     fn faults_without_a_victim_are_left_out() {
-        let names: Vec<String> = cells().iter().map(ToString::to_string).collect();
+        let names: Vec<String> = cells(true).iter().map(ToString::to_string).collect();
         for name in [
+            "source:fill × kill criu of target",
+            "target:fill × tmpfs full at source",
             "source:reserved × kill criu of source",
             "target:running × kill runc of target",
             "source:reserved × tmpfs full at source",
@@ -539,6 +568,11 @@ mod tests {
             assert!(!names.iter().any(|known| known == name), "{name}");
         }
         for name in [
+            "source:fill × kill criu of source",
+            "source:fill × kill pager of target",
+            "target:fill × kill guard of target",
+            "target:fill × power-off source",
+            "target:fill × kill",
             "source:dump-held × kill criu of source",
             "target:hook:held × kill criu of target",
             "target:wrapper:held × kill shim of target",
@@ -550,21 +584,30 @@ mod tests {
     #[test]
     fn a_filter_leaves_what_it_names_and_nothing_is_none() {
         for index in 0..50 {
-            let drawn = plan(1, index, Some("source:frozen × kill")).unwrap();
+            let drawn = plan(1, index, Some("source:frozen × kill"), false).unwrap();
             assert!(drawn.to_string().starts_with("source:frozen × kill"), "{drawn}");
         }
-        assert_eq!(plan(1, 0, Some("no such point")), None);
+        assert_eq!(plan(1, 0, Some("no such point"), false), None);
+        assert_eq!(plan(1, 0, Some("source:fill"), false), None, "nothing is reached where nothing follows");
+        assert!(plan(1, 0, Some("source:fill"), true).is_some());
     }
 
     #[test]
     fn only_what_ends_the_server_itself_excuses_a_start_from_the_disk() {
-        let allows = |fault, side| Plan { at: None, fault, cause: Cause::Manual }.allows_restart(side);
+        let plan = |fault| Plan { at: None, fault, cause: Cause::Manual };
+        let allows = |fault, side| plan(fault).allows_restart(side, false);
         let off = Fault::PowerOff { side: Side::Source, back_after: Duration::ZERO };
         assert!(allows(off, Side::Source));
         assert!(!allows(off, Side::Target));
         assert!(allows(Fault::KillOther { side: Side::Source, victim: Victim::Criu }, Side::Source));
         assert!(!allows(Fault::KillOther { side: Side::Target, victim: Victim::Daemon }, Side::Target));
         assert!(!allows(Fault::Kill, Side::Source));
+        assert!(!allows(Fault::StreamCut, Side::Target));
+
+        let allows = |fault, side| plan(fault).allows_restart(side, true);
+        assert!(allows(off, Side::Source) && allows(off, Side::Target), "what had not followed is gone");
+        assert!(allows(Fault::KillOther { side: Side::Source, victim: Victim::Criu }, Side::Target));
+        assert!(!allows(Fault::KillOther { side: Side::Source, victim: Victim::Daemon }, Side::Target));
         assert!(!allows(Fault::StreamCut, Side::Target));
     }
 }

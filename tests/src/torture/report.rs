@@ -168,11 +168,19 @@ impl Report {
             by[0].entry(point).or_default().push(line);
             by[1].entry(line.plan.fault.to_string()).or_default().push(line);
         }
+        let never: Vec<&str> = by[0]
+            .iter()
+            .filter(|(_, lines)| lines.iter().all(|line| !line.reached))
+            .map(|(name, _)| name.as_str())
+            .collect();
         for (title, groups) in ["by point", "by fault"].iter().zip(&by) {
             let _ = writeln!(text, "{title}");
             for (name, lines) in groups {
                 row(&mut text, &format!("  {name}"), lines);
             }
+        }
+        if !never.is_empty() {
+            let _ = writeln!(text, "never reached: {}", never.join(", "));
         }
         row(&mut text, "all", &self.lines.iter().collect::<Vec<_>>());
         let with = |word: &str| {
@@ -264,7 +272,7 @@ mod tests {
                 .add(Line {
                     seed: options.seed,
                     index,
-                    plan: plan(options.seed, index, options.only.as_deref()).unwrap(),
+                    plan: plan(options.seed, index, options.only.as_deref(), true).unwrap(),
                     source: "a".to_owned(),
                     reached: true,
                     done: Some("killed".to_owned()),

@@ -70,6 +70,9 @@ pub fn run(arena: &mut Arena, seed: u64, index: u64, plan: &Plan, evidence: &Pat
     judge_watch(&watch, &mut violations);
     let outcome = judge_data(arena, plan, roles, hung, &watch, &report, &mut violations);
     judge_word(plan, outcome, cli.as_deref(), &report, &mut violations);
+    if arena.follows() && served {
+        judge_memory(arena, plan, roles, outcome, course.reached, &mut violations)?;
+    }
     let report = report.unwrap_or_else(|_| lasting::Report::empty());
 
     let line = Line {
@@ -382,7 +385,7 @@ fn judge_data(
         let at_source = now != roles.target || watch.saw_another_at(roles.source);
         let side = if at_source { Side::Source } else { Side::Target };
         // One that cannot be asked is not known to be another.
-        if report.unread.is_none() && !plan.allows_restart(side) {
+        if report.unread.is_none() && !plan.allows_restart(side, arena.follows()) {
             violations.push(format!("started anew at the {side} without need"));
         }
         return Outcome::Restarted;
@@ -413,6 +416,34 @@ fn judge_word(
     if plan.fault == Fault::Nothing && (outcome != Outcome::Moved || !kept) {
         violations.push("undisturbed, and it did not move with its connection".to_owned());
     }
+}
+
+/// Memory that followed is the right one, and what was lost of it is on record.
+fn judge_memory(
+    arena: &Arena,
+    plan: &Plan,
+    roles: Roles,
+    outcome: Outcome,
+    reached: bool,
+    violations: &mut Vec<String>,
+) -> Result<()> {
+    let (now, _) = arena.source()?;
+    let wrong = arena.wrong_memory(now)?;
+    if !wrong.is_empty() {
+        violations.push(format!("memory CORRUPTED: {wrong}"));
+    }
+    let takes_memory = match plan.fault {
+        Fault::PowerOff { .. } => true,
+        Fault::KillOther { victim, .. } => matches!(victim, Victim::Criu | Victim::Runc | Victim::Pager),
+        _ => false,
+    };
+    if reached && takes_memory && plan.is_while_it_follows() && outcome == Outcome::Restarted && now == roles.target {
+        let history = arena.ask(now, &["history", "--limit", "1"]).to_string();
+        if !history.contains("memory was lost") {
+            violations.push(format!("started from its files, and the record does not say why: {history}"));
+        }
+    }
+    Ok(())
 }
 
 /// Keeps what explains a violation: the run itself, what was seen, and what both hosts have to say.

@@ -67,6 +67,7 @@ fn main() -> ExitCode {
         prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
         post_copy::a_container_that_writes_faster_than_the_link_runs_before_all_of_its_memory_is_there,
         post_copy::a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing,
+        post_copy::what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container_or_one_that_starts_anew,
         post_copy::a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_container_starts_anew,
         processes::a_pipe_between_two_processes_loses_and_doubles_nothing,
         processes::children_that_share_their_parents_memory_all_have_it_after_the_move,

@@ -8,6 +8,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use spothop_tests::imds::Action;
+use spothop_tests::torture::fault::PAGER;
+use spothop_tests::torture::inside::{Inside, Process};
 
 use crate::memory::Configured;
 use crate::scene::{HOSTS, MOVED, Scene};
@@ -154,4 +156,54 @@ pub(crate) fn a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_
     let client = Client::of(&scene);
     client.assert_faithful();
     scene.nothing_is_left("b", "w1", &["b"]);
+}
+
+/// The programs that give a container on host `b` its memory: the guard, and the pager, which is its child.
+fn guard_and_pager(scene: &Scene) -> [Process; 2] {
+    let mut both = Inside::of(scene, "b").expect("host b").with_argument(PAGER);
+    let parents: Vec<i32> = both.iter().map(|process| process.pid).collect();
+    both.sort_by_key(|process| process.parent().is_some_and(|parent| parents.contains(&parent)));
+    both.try_into().expect("two of them")
+}
+
+pub(crate) fn what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container_or_one_that_starts_anew(
+    scene: &Scene,
+) {
+    let _configured = Configured::with(scene, POST_COPY);
+    // Nobody but us starts it again.
+    for (guard_dies, pager_dies) in [(true, false), (false, true), (true, true)] {
+        writer(scene, "--restart=no");
+        let client = (!pager_dies).then(|| Client::of(scene));
+        let slow = Slow::link(scene);
+        scene.sh("b", "echo 'target:fill stop' > /run/spothop/failpoint");
+        let moving = scene.begin("a", "w1", "b");
+        scene.eventually("b", "test -e /run/spothop/failpoint.hit");
+        let id = scene.spothop("a", &["status"]).json["migrations"][0]["id"].as_str().expect("an id").to_owned();
+        let [guard, pager] = guard_and_pager(scene);
+        for (process, _) in [(guard, guard_dies), (pager, pager_dies)].iter().filter(|(_, dies)| *dies) {
+            process.kill();
+        }
+        scene.sh("b", "kill -CONT $(cat /run/spothop/failpoint.hit); rm /run/spothop/failpoint.*");
+
+        let (code, said) = moving.end();
+        assert_eq!(code, MOVED, "{said}");
+        drop(slow);
+        scene.nothing_is_left("b", "w1", &HOSTS);
+        let records = ["b", "a"].map(|host| scene.spothop(host, &["status", &id]).json);
+        for record in &records {
+            assert_eq!(record["outcome"], "moved", "{record:#}");
+            let reason = record["reason"].as_str().unwrap_or_default();
+            assert_eq!(reason.contains("part of its memory was lost"), pager_dies, "{record:#}");
+        }
+        let record = &records[0];
+        let client = client.unwrap_or_else(|| {
+            let reason =
+                if guard_dies { "its pager and the pager's guard here have died" } else { "the pager has ended" };
+            assert!(record["reason"].as_str().unwrap_or_default().contains(reason), "{record:#}");
+            scene.follow("b", "docker logs --follow w1").until(|line| line == "ready");
+            Client::of(scene)
+        });
+        client.assert_faithful();
+        scene.sh("b", "docker rm -f w1");
+    }
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 use prost::Message;
 
 use super::{
-    COMMON, CORE, CoreEntry, MM, MmEntry, PAGEMAP, PSTREE, Pagemap, PagemapEntry, PagemapHead, PstreeEntry,
-    ThreadInfoX86, UserX86Regs, VmaEntry, X86_64, write_message,
+    COMMON, CORE, CoreEntry, MM, MmEntry, PAGEMAP, PSTREE, Pagemap, PagemapEntry, PagemapHead, PstreeEntry, RseqEntry,
+    ThreadCoreEntry, ThreadInfoX86, UserX86Regs, VmaEntry, X86_64, write_message,
 };
 use crate::memory::Vpid;
 
@@ -65,11 +65,13 @@ pub fn mm(mappings: &[Mapping], empty: usize) -> Vec<u8> {
     bytes
 }
 
-/// A thread whose stack pointer is this.
-pub fn core(stack: Option<u64>) -> Vec<u8> {
+/// A thread whose stack pointer is this, and that has its restartable sequences at this address, so many bytes of them.
+pub fn core(stack: Option<u64>, rseq: Option<(u64, u32)>) -> Vec<u8> {
     let mut bytes = words(CORE);
     let thread_info = Some(ThreadInfoX86 { gpregs: Some(UserX86Regs { sp: stack }) });
-    message(&mut bytes, &CoreEntry { mtype: X86_64, thread_info });
+    let rseq_entry = rseq.map(|(rseq_abi_pointer, rseq_abi_size)| RseqEntry { rseq_abi_pointer, rseq_abi_size });
+    let thread_core = Some(ThreadCoreEntry { rseq_entry });
+    message(&mut bytes, &CoreEntry { mtype: X86_64, thread_info, thread_core });
     bytes
 }
 

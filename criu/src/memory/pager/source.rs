@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use crate::memory::store::next_data;
+use crate::memory::store::Runs;
 use crate::memory::{Pages, Store, Vpid};
 
 /// One task's memory, see [`Store`]; none if no page of it has arrived.
@@ -25,9 +25,10 @@ impl Source {
     pub(super) fn filled(&self, pages: &Pages) -> io::Result<Pages> {
         let mut filled = Pages::new();
         let Some(file) = &self.0 else { return Ok(filled) };
+        let mut runs = Runs::default();
         for range in pages.iter() {
             let mut rest = range.clone();
-            while let Some(data) = next_data(file, rest.clone())? {
+            while let Some(data) = runs.next(file, rest.clone(), u64::MAX)? {
                 rest.start = data.end;
                 filled.insert(data);
             }
