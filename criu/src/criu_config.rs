@@ -2,7 +2,7 @@
 //!
 //! runc makes CRIU read one such file (`/etc/criu/runc.conf`, or the one that the annotation [`ANNOTATION`] names) *after* its
 //! own options, so what stands here wins. Except the log's level: runc always asks for the most verbose one, and CRIU 4.2
-//! takes it from the request alone (criu/cr-service.c, `setup_logging_from_req`). The format is one long option per line
+//! takes it from the request alone (criu/cr-service.c, `setup_logging_from_req`): at a dump `stand_in` changes it there. The format is one long option per line
 //! without its dashes; see criu(8), "CONFIGURATION FILES".
 
 use std::io::{self, Write};

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::failure::{FailureKind, Remedy};
 
-/// How much of a log is read, from its end, where the errors of a failed run stand. Through runc CRIU logs everything:
-/// hundreds of KiB for a few tasks, tens of MiB for many.
+/// How much of a log is read, from its end, where the errors of a failed run stand. A restore through runc logs everything:
+/// a hundred KiB for a few tasks, tens of MiB for many.
 const LIMIT: u64 = 4 << 20;
 
 /// What was found in a log.
