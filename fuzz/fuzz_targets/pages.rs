@@ -258,8 +258,10 @@ impl Sent {
         };
         // Zeros are as many as are said, and have no checksum.
         let right = zeros || about.raw_length == raw_length && about.checksum == Some(checksum);
-        // So is what the sender says of itself: a piece has its length, and compressing makes it shorter.
+        // So is what the sender says of itself: a piece has its length, ends where an object may (also a pack, which has its addresses
+        // inside), and compressing makes it shorter.
         let lengths = (1..=1 << 20).contains(&about.raw_length)
+            && about.offset.checked_add(about.raw_length.into()).is_some()
             && match about.encoding {
                 0 => stored.len() == about.raw_length as usize,
                 1 => !stored.is_empty() && stored.len() < about.raw_length as usize,
