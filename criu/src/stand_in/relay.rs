@@ -63,15 +63,15 @@ fn relay_to(program: &Path, fd: RawFd, request: &[u8]) -> io::Result<Option<Exit
     #[expect(unsafe_code)]
     let runc = unsafe { BorrowedFd::borrow_raw(fd) };
     let requester = getsockopt(&runc, sockopt::PeerCredentials)?.pid();
-    let Some((request, _directories)) = less_verbose(request, requester)? else { return Ok(None) };
+    let Some((request, _directories)) = less_verbose(request, requester) else { return Ok(None) };
+    let (ours, criu) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fcntl(&criu, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
+
     // The message was looked at only until now.
     recv(fd, &mut [], MsgFlags::empty())?;
     // runc must hear it if this process dies.
     fcntl(runc, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-
-    let (ours, criu) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    fcntl(&criu, FcntlArg::F_SETFD(FdFlag::empty()))?;
-    send(ours.as_raw_fd(), &request, MsgFlags::MSG_NOSIGNAL)?;
     let mut child = Command::new(program).arg0(NAME).arg(VERB).arg(criu.as_raw_fd().to_string()).spawn()?;
     drop(criu);
     pass_on(runc, &ours, &pidfd::open(child.id().cast_signed())?)?;
@@ -80,26 +80,23 @@ fn relay_to(program: &Path, fd: RawFd, request: &[u8]) -> io::Result<Option<Exit
     Ok(Some(code.map_or(ExitCode::FAILURE, ExitCode::from)))
 }
 
-/// The request with another log level and with our own descriptors of its directories; `None` if it is none that we understand.
-fn less_verbose(request: &[u8], requester: i32) -> io::Result<Option<(Vec<u8>, [File; 2])>> {
-    let Ok(mut request) = Request::decode(request) else { return Ok(None) };
-    let Some(options) = &mut request.options else { return Ok(None) };
-    let Ok(Options { images_dir_fd, work_dir_fd: Some(work_dir_fd), status_fd: None, .. }) =
-        Options::decode(&options[..])
-    else {
-        return Ok(None);
-    };
+/// The request with another log level and with our own descriptors of its directories; `None` if it is none that we understand, or they
+/// cannot be opened: then CRIU's own words are better.
+fn less_verbose(request: &[u8], requester: i32) -> Option<(Vec<u8>, [File; 2])> {
+    let mut request = Request::decode(request).ok()?;
+    let options = request.options.as_mut()?;
+    let read = Options::decode(&options[..]).ok().filter(|read| read.status_fd.is_none())?;
     let open = |fd: i32| {
         let flags = libc::O_DIRECTORY | libc::O_CLOEXEC;
-        OpenOptions::new().read(true).custom_flags(flags).open(format!("/proc/{requester}/fd/{fd}"))
+        OpenOptions::new().read(true).custom_flags(flags).open(format!("/proc/{requester}/fd/{fd}")).ok()
     };
-    let directories = [open(images_dir_fd)?, open(work_dir_fd)?];
+    let directories = [open(read.images_dir_fd)?, open(read.work_dir_fd?)?];
     let [images_dir_fd, work_dir_fd] = directories.each_ref().map(AsRawFd::as_raw_fd);
     // Of a field that is there twice the last one counts (protobuf's encoding).
-    Options { images_dir_fd, log_level: Some(LOG_LEVEL), work_dir_fd: Some(work_dir_fd), status_fd: None }
-        .encode(options)
-        .map_err(io::Error::other)?;
-    Ok(Some((request.encode_to_vec(), directories)))
+    let changed =
+        Options { images_dir_fd, log_level: Some(LOG_LEVEL), work_dir_fd: Some(work_dir_fd), status_fd: None };
+    options.extend(changed.encode_to_vec());
+    Some((request.encode_to_vec(), directories))
 }
 
 /// Passes messages on, both ways, until CRIU has ended. It may go on after runc has closed its end: it is told.
@@ -172,7 +169,7 @@ mod tests {
         let scratch = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let theirs = scratch.each_ref().map(|directory| File::open(directory.path()).unwrap());
         let text = request(theirs[0].as_raw_fd(), theirs[1].as_raw_fd());
-        let (changed, ours) = less_verbose(&text, std::process::id().cast_signed()).unwrap().unwrap();
+        let (changed, ours) = less_verbose(&text, std::process::id().cast_signed()).unwrap();
         let changed = Request::decode(&changed[..]).unwrap();
         let options = changed.options.unwrap();
         assert_eq!(changed.kind, 1);
@@ -187,8 +184,10 @@ mod tests {
     #[test]
     fn a_request_that_is_not_as_runc_makes_it_is_left_alone() {
         for text in [&[0x08, 1][..], &[0x08, 1, 0x12, 0], &[0x08, 1, 0x12, 2, 0x08, 5], &[0xff]] {
-            assert!(less_verbose(text, 1).unwrap().is_none(), "{text:?}");
+            assert!(less_verbose(text, 1).is_none(), "{text:?}");
         }
+        // No process has an id above the kernel's limit (2^22).
+        assert!(less_verbose(&request(3, 4), 1 << 23).is_none());
     }
 
     /// Messages of both sides through [`pass_on`], while `criu` talks to its end.
