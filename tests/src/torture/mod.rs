@@ -13,6 +13,7 @@
 
 pub mod arena;
 pub mod check;
+mod draw;
 pub mod fault;
 pub mod inside;
 pub mod plan;
@@ -23,7 +24,7 @@ pub mod sampler;
 use std::path::{Path, PathBuf};
 
 use self::arena::Arena;
-use self::plan::plan;
+use self::draw::plan;
 use self::report::{Line, Report};
 use crate::error::{Error, Result};
 use crate::layout::Layout;

@@ -242,7 +242,7 @@ pub fn distribution(milliseconds: &mut [f64]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::plan;
+    use super::super::draw::plan;
     use super::*;
 
     #[test]
