@@ -59,8 +59,7 @@ impl Cgroup {
         fs::write(&procs, "0").on("join the cgroup through", &procs)
     }
 
-    /// Kills every process in it and below, waits until the last is gone, and removes it, its parent too when that is
-    /// empty then. Nothing to do when it is not there.
+    /// Kills every process in it and below, waits until the last is gone, and removes it. Nothing to do when it is not there.
     ///
     /// # Errors
     /// [`Error::Io`] when the kernel refuses, or when a directory below cannot be removed.
@@ -75,7 +74,6 @@ impl Cgroup {
         self.wait_until_empty()?;
         remove_tree(&self.path)?;
         wait_until_reaped(&processes);
-        let _ = self.path.parent().map(fs::remove_dir); // refused while it has other children
         Ok(())
     }
 

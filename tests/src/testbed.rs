@@ -303,12 +303,8 @@ pub fn down(layout: &Layout) -> Result<()> {
     Cgroup::at(&layout.cgroup())?.destroy()?;
     Switch::of(layout).destroy()?;
     unmount_below(&layout.data_dir())?;
-    for directory in [layout.data_dir(), layout.run_dir()] {
-        remove_if_there(&directory)?;
-        // The directory that all testbeds share goes with the last of them.
-        let _ = directory.parent().map(fs::remove_dir);
-    }
-    Ok(())
+    // The directories that all testbeds share stay: another one may be about to make its own in them.
+    [layout.data_dir(), layout.run_dir()].iter().try_for_each(|directory| remove_if_there(directory))
 }
 
 /// Takes off the file systems that hosts were given.
