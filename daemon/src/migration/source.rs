@@ -331,20 +331,19 @@ impl Source<'_> {
         self.job.container.network.mode == Mode::KeepIp
     }
 
-    /// Downtime begins.
+    /// Downtime begins. Until [`Source::silence`] the kernel takes what clients have sent or are about to send: it goes along in the dump,
+    /// and they need not send it again, for which TCP lets them wait 0.2 s at least.
     async fn freeze(&mut self) -> Result<(), Error> {
-        let (init_pid, silencing) = (self.job.init_pid, self.silencing.take());
-        unpanicked(
-            spawn_blocking(move || {
-                Freezer::of_pid(init_pid)?.freeze(FREEZE)?;
-                if let Some(silencing) = silencing {
-                    silencing.silence()?;
-                }
-                Ok::<_, Error>(())
-            })
-            .await,
-        )?;
+        let init_pid = self.job.init_pid;
+        unpanicked(spawn_blocking(move || Freezer::of_pid(init_pid)?.freeze(FREEZE)).await)?;
         self.track.enter(Phase::Frozen).await
+    }
+
+    /// From here on nothing reaches the sockets, which CRIU is about to read.
+    async fn silence(&mut self) -> Result<(), Error> {
+        let Some(silencing) = self.silencing.take() else { return Ok(()) };
+        unpanicked(spawn_blocking(move || silencing.silence()).await)?;
+        Ok(())
     }
 
     /// Has CRIU come up to the point where it needs the tasks to be frozen.
@@ -365,6 +364,7 @@ impl Source<'_> {
         self.memory.look_at_frozen().await?;
         unpanicked(spawn_blocking(move || checkpoint.frozen()).await)?;
         let last_files = files::difference(self.trees(), snapshot);
+        self.silence().await?;
         let held = &mut self.held;
         held.begin().await?;
         let engine = Arc::clone(&context.engine);
