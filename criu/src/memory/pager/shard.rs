@@ -24,9 +24,6 @@ const STARVED: Duration = Duration::from_millis(10);
 /// Between two looks whether tasks that wait for the source are still there.
 const STILL_THERE: Duration = Duration::from_secs(1);
 
-/// The lowest priority (sched(7)).
-const NICEST: i32 = 19;
-
 /// A share of the tasks.
 #[derive(Debug)]
 pub(super) struct Shard<'p, 'c> {
@@ -48,10 +45,8 @@ impl<'p, 'c> Shard<'p, 'c> {
 
     /// Serves what arrives until all of it is whole and nothing more can arrive, or until it is stopped.
     pub(super) fn run(mut self) -> Result<Counters, PagerError> {
-        let (mut pause, mut priority) = (None, Priority::of_this_thread());
+        let mut pause = None;
         loop {
-            // Nobody waits for the pages of tasks that are held, but for those who are about to let them go.
-            priority.be_nice(self.progress.stage() == Stage::Held);
             // Before the tasks: each of them was on its way before anything came for it.
             let come = self.progress.ledger().since(self.seen);
             let more = self.take_arrivals();
@@ -152,33 +147,6 @@ impl<'p, 'c> Shard<'p, 'c> {
     }
 }
 
-/// The scheduling priority of a thread (setpriority(2): that of the thread alone, on Linux).
-#[derive(Debug)]
-struct Priority {
-    /// Its nice value, as it was found.
-    nice: i32,
-    is_nice: bool,
-}
-
-impl Priority {
-    #[expect(unsafe_code, reason = "neither std nor nix has getpriority")]
-    fn of_this_thread() -> Self {
-        // SAFETY: it takes numbers and returns one.
-        let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
-        Self { nice, is_nice: false }
-    }
-
-    /// Lets everybody else go first, or no longer. Where that is not allowed, nothing changes.
-    #[expect(unsafe_code, reason = "neither std nor nix has setpriority")]
-    fn be_nice(&mut self, nice: bool) {
-        if nice != self.is_nice {
-            // SAFETY: it takes numbers and returns one.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, if nice { NICEST } else { self.nice }) };
-            self.is_nice = nice;
-        }
-    }
-}
-
 /// What stands in the way, the worst last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Hindrance {
@@ -205,27 +173,5 @@ impl Hindrance {
             Self::Changing => Some(CHANGING),
             Self::Starved => Some(STARVED),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thread_is_nice_while_it_is_to_be_and_alone() {
-        let before = Priority::of_this_thread().nice;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut priority = Priority::of_this_thread();
-                priority.be_nice(true);
-                assert_eq!(Priority::of_this_thread().nice, NICEST);
-                priority.be_nice(true);
-                priority.be_nice(false);
-                // Only who is privileged gets it back.
-                assert!([before, NICEST].contains(&Priority::of_this_thread().nice));
-            });
-        });
-        assert_eq!(Priority::of_this_thread().nice, before);
     }
 }
