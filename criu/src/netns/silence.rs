@@ -1,8 +1,9 @@
 //! Silence: no packet leaves or enters a frozen container.
 //!
-//! Between freeze and commit two network stacks can know the container's address. Whatever reaches the one that does not
+//! Between dump and commit two network stacks can know the container's address. Whatever reaches the one that does not
 //! know a connection is answered with a reset; and a frozen stack acknowledges data that the dump no longer contains. So
-//! everything is dropped at the devices of the source's namespace, where even the stack does not see it.
+//! from the moment before CRIU reads the sockets everything is dropped at the devices of the source's namespace, where even the stack does
+//! not see it.
 
 use std::process::Command;
 
