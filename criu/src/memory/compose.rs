@@ -7,6 +7,9 @@
 //! lazy (criu/mem.c, `restore_priv_vma_content`); all else must be present. It never leaves the page of a stack pointer to the
 //! userfaultfd (`is_stack`), nor do we.
 //!
+//! Entries are as exact as the dump's: of what the task gave back shortly before the freeze the store still has the bytes, and whoever
+//! restores knows only by the entries that it is zeros.
+//!
 //! Lazy pages may be owed ([`super::write_owed`]): they come when the tasks run. What the store has of them is older.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -177,7 +180,7 @@ impl Plan {
                     plan.dumped += range.end - range.start;
                     plan.add_present(range, Some(from));
                 } else if restore == Restore::Lazy && vma.can_be_lazy() {
-                    plan.add_lazy(range, vma, stacks);
+                    plan.add_lazy(range, stacks);
                 } else {
                     plan.add_present(range, None);
                 }
@@ -191,35 +194,34 @@ impl Plan {
         self.present.last().map_or(0, |piece| piece.to + (piece.range.end - piece.range.start))
     }
 
-    fn add_lazy(&mut self, range: Range<u64>, vma: &Vma, stacks: &BTreeSet<u64>) {
+    fn add_lazy(&mut self, range: Range<u64>, stacks: &BTreeSet<u64>) {
         let mut start = range.start;
         for stack in stacks.range(range.clone()) {
-            self.add_registered(start..*stack, vma);
+            self.add_registered(start..*stack);
             self.add_present(*stack..stack + PAGE, None);
             start = stack + PAGE;
         }
-        self.add_registered(start..range.end, vma);
+        self.add_registered(start..range.end);
     }
 
-    fn add_registered(&mut self, range: Range<u64>, vma: &Vma) {
-        if range.is_empty() {
-            return;
+    fn add_registered(&mut self, range: Range<u64>) {
+        if !range.is_empty() {
+            self.add_entry(range.clone(), PE_LAZY);
+            self.lazy.insert(range);
         }
-        match self.pagemap.entries.last_mut() {
-            // CRIU looks at every entry, and logs it, to do nothing. The zeros in between come through the userfaultfd as well.
-            Some(last) if last.flags == PE_LAZY && last.range.end >= vma.range.start => last.range.end = range.end,
-            _ => self.pagemap.entries.push(Entry { range: range.clone(), flags: PE_LAZY }),
-        }
-        self.lazy.insert(range);
     }
 
     fn add_present(&mut self, range: Range<u64>, from: Option<u64>) {
         // Not lazy, whatever CRIU wrote: it would skip the pages then.
-        match self.pagemap.entries.last_mut() {
-            Some(last) if last.flags == PE_PRESENT && last.range.end == range.start => last.range.end = range.end,
-            _ => self.pagemap.entries.push(Entry { range: range.clone(), flags: PE_PRESENT }),
-        }
+        self.add_entry(range.clone(), PE_PRESENT);
         self.present.push(Piece { range, to: self.bytes(), from });
+    }
+
+    fn add_entry(&mut self, range: Range<u64>, flags: u32) {
+        match self.pagemap.entries.last_mut() {
+            Some(last) if last.range.end == range.start && last.flags == flags => last.range.end = range.end,
+            _ => self.pagemap.entries.push(Entry { range, flags }),
+        }
     }
 
     fn carry_out(&self, images: &Path, store: &Store, vpid: Vpid, buffer: &mut [u8]) -> Result<(), ImageError> {

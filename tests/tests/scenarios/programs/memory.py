@@ -45,6 +45,18 @@ class Area:
         return None
 
 
+class Fleeting(Area):
+    """Every second time that a page is touched it is given back, and is zeros from then on."""
+
+    def touch(self, turn):
+        page = turn * 7919 % self.pages
+        if page in self.counts:
+            self.memory.madvise(mmap.MADV_DONTNEED, page * PAGE, PAGE)
+            del self.counts[page]
+        else:
+            self.write(page, turn)
+
+
 def protect(area, rights):
     if libc.mprotect(ctypes.c_void_p(address(area.memory)), ctypes.c_size_t(len(area.memory)), rights):
         raise OSError(ctypes.get_errno(), "mprotect")
@@ -71,6 +83,7 @@ def areas(seed):
         Area("locked", private(32 * 1024), seed + 6),
         Area("closed", private(MIB), seed + 7),
         Area("grown", grown, seed + 8),
+        Fleeting("fleeting", private(16 * MIB), seed + 9),
     ]
     if libc.mlock(ctypes.c_void_p(address(made[6].memory)), ctypes.c_size_t(32 * 1024)):
         raise OSError(ctypes.get_errno(), "mlock")
