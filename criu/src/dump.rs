@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use crate::TcpMode;
+use crate::breakpoints;
 use crate::command;
 use crate::criu_config::{self, Options};
 use crate::handoff::RESTORE_ROOT;
@@ -206,6 +207,7 @@ impl Checkpoint {
             }
         };
 
+        let _breakpoints = breakpoints::Quick::keep();
         let output = private_mounts::within(|| {
             private_mounts::bind(&ours, &target).map_err(prepare(&target))?;
             if let Some(cover) = cover {

@@ -10,6 +10,7 @@
 //! | [`memory`] | the pages of the tasks: followed and read while they run, kept and served at the target |
 //! | [`cgroup`] | the freezer of a container |
 //! | `stand_in` | what runc and CRIU find before the system's own `criu` and `tar` |
+//! | `breakpoints` | what makes those of CRIU quick |
 //! | [`dump`], [`hook`] | one checkpoint through runc, and the events of CRIU's action script |
 //! | [`netns`] | silence, connection reset, and the namespace a restore starts in |
 //! | [`handoff`] | the conversation between the daemon and `spothop-oci` at the target |
@@ -24,6 +25,7 @@
 //! - A restored container runs no user code before its `start` got [`handoff::Verdict::Run`].
 //! - `spothop-oci` without our annotation in the bundle is an exec of runc and nothing else.
 
+mod breakpoints;
 pub mod cgroup;
 mod command;
 pub mod cpuinfo;

@@ -19,6 +19,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid, gettid};
 use serde::{Deserialize, Serialize};
 
+use crate::breakpoints;
 use crate::handoff::Directory;
 use crate::tasks;
 
@@ -82,6 +83,7 @@ fn keep(directory: &Directory, command: &mut Command) -> Ending {
     let killing = Arc::new(Mutex::new(()));
     let watcher = Arc::clone(&killing);
     thread::spawn(move || end_unwanted(&watched, keeper, &watcher));
+    let _breakpoints = breakpoints::Quick::keep();
     let ending = match command.status() {
         Ok(status) => Ending { success: status.success(), status: format!("runtime: {status}") },
         Err(error) => {
