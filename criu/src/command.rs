@@ -1,6 +1,6 @@
 //! Subprocesses: run one to its end with its output captured.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::mem;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -110,6 +110,14 @@ impl Started {
             let _ = stdin.write_all(input.as_bytes());
         }
         let program = mem::take(&mut self.program);
+        // Else one that complains at length would wait for us, and we for its output.
+        let complaints = child.stderr.take().map(|mut stderr| {
+            thread::spawn(move || {
+                let mut complaints = Vec::new();
+                let _ = stderr.read_to_end(&mut complaints);
+                complaints
+            })
+        });
         let mut said = String::new();
         if let Some(mut stdout) = child.stdout.take().map(BufReader::new) {
             let mut before = 0;
@@ -122,14 +130,13 @@ impl Started {
                 before = said.len();
             }
         }
-        match child.wait_with_output() {
-            Ok(output) if output.status.success() => Ok(()),
-            Ok(output) => Err(CommandError::Failed {
-                program,
-                arguments: "(prepared)".to_owned(),
-                status: output.status,
-                message: message(&Output { stdout: said.into_bytes(), ..output }),
-            }),
+        match child.wait() {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => {
+                let stderr = complaints.and_then(|thread| thread.join().ok()).unwrap_or_default();
+                let message = message(&Output { status, stdout: said.into_bytes(), stderr });
+                Err(CommandError::Failed { program, arguments: "(prepared)".to_owned(), status, message })
+            }
             Err(source) => Err(CommandError::Spawn { program, source }),
         }
     }
@@ -193,5 +200,14 @@ mod tests {
         assert_eq!(nix::poll::poll(&mut ended, 60_000_u16), Ok(1));
         let failed = Started::new(&mut Command::new("sh")).unwrap().finish_at("exit 3", |line| line == "done\n");
         assert!(failed.is_err());
+    }
+
+    #[test]
+    fn a_program_may_complain_at_length() {
+        // More than a pipe holds.
+        let script = "dd if=/dev/zero bs=1024 count=256 2>/dev/null | tr '\\0' x >&2; echo done";
+        Started::new(&mut Command::new("sh")).unwrap().finish_at(script, |line| line == "done\n").unwrap();
+        let failed = Started::new(&mut Command::new("sh")).unwrap().finish(&format!("{script}; exit 3")).unwrap_err();
+        assert!(failed.to_string().ends_with("xxx"));
     }
 }

@@ -244,12 +244,21 @@ mod tests {
         let (bin, images) = (scratch.path().join("other"), File::open(scratch.path()).unwrap());
         fs::create_dir(&bin).unwrap();
         let criu = bin.join(NAME);
-        fs::write(&criu, "#!/bin/sh\ntest \"$1\" = swrk -a -e /proc/self/fd/$2 && exit 7\n").unwrap();
+        let heard = scratch.path().join("heard");
+        let script = format!(
+            "#!/bin/sh\ntest \"$1\" = swrk && eval \"dd bs=65536 count=1 of={} <&$2\" && exit 7\n",
+            heard.display()
+        );
+        fs::write(&criu, script).unwrap();
         fs::set_permissions(&criu, fs::Permissions::from_mode(0o755)).unwrap();
         let (runc, ours) = pair();
         let text = request(images.as_raw_fd(), images.as_raw_fd());
         say(&runc, &text);
         let code = relay_to(&criu, ours.as_raw_fd(), &text).unwrap();
         assert_eq!(code, Some(ExitCode::from(7)));
+        let heard = Request::decode(&fs::read(&heard).unwrap()[..]).unwrap();
+        assert_eq!(Options::decode(&heard.options.unwrap()[..]).unwrap().log_level, Some(LOG_LEVEL));
+        let left = recv(ours.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_DONTWAIT);
+        assert_eq!(left, Err(Errno::EAGAIN), "runc's own request is still there");
     }
 }
