@@ -169,6 +169,7 @@ fn judge(arena: &Arena, client: &lasting::Report, watch: &Watch, wrong: &mut Vec
     }
     wrong.extend(client.unread.iter().map(|why| format!("the data cannot be read: {why}")));
     wrong.extend(arena.verify().err().map(|error| format!("the data of the beginning: {error}")));
+    wrong.extend(arena.wrong_memory()?.map(|what| format!("memory corrupted: {what}")));
     if watch.doubled > 0 {
         wrong.push(format!("doubled: {}", watch.first_doubled.as_deref().unwrap_or_default()));
     }

@@ -36,8 +36,8 @@ const SKELETON: &[&str] = &["bin", "lib", "lib64", "sbin", "root", "tmp", "var",
 pub enum Workload {
     /// A Redis server that keeps everything in memory: image `redis`.
     Redis,
-    /// The same server, and Perl for a program beside it: image `redis-perl`.
-    RedisPerl,
+    /// The same server, and Python for a program beside it: image `redis-python`.
+    RedisPython,
     /// Python with its standard library, for programs written as `python3 -c`: image `python`.
     Python,
 }
@@ -48,7 +48,7 @@ impl Workload {
     pub fn image(self) -> &'static str {
         match self {
             Self::Redis => "redis",
-            Self::RedisPerl => "redis-perl",
+            Self::RedisPython => "redis-python",
             Self::Python => "python",
         }
     }
@@ -57,8 +57,13 @@ impl Workload {
     fn contents(self) -> &'static [&'static str] {
         match self {
             Self::Redis => &["usr/bin/redis-cli", "usr/bin/redis-server"],
-            // In every Debian; without its library it has what is built in.
-            Self::RedisPerl => &["usr/bin/perl", "usr/bin/redis-cli", "usr/bin/redis-server"],
+            Self::RedisPython => &[
+                "usr/bin/python3",
+                "usr/bin/redis-cli",
+                "usr/bin/redis-server",
+                "usr/lib/python3",
+                "usr/lib/python3.13",
+            ],
             Self::Python => &["usr/bin/python3", "usr/lib/python3", "usr/lib/python3.13"],
         }
     }
@@ -66,7 +71,7 @@ impl Workload {
     /// Dockerfile instructions.
     fn changes(self) -> &'static [&'static str] {
         match self {
-            Self::Redis | Self::RedisPerl => {
+            Self::Redis | Self::RedisPython => {
                 &[r#"CMD ["redis-server","--save","","--appendonly","no","--protected-mode","no"]"#, "EXPOSE 6379"]
             }
             Self::Python => &[r#"CMD ["python3"]"#],

@@ -1,7 +1,9 @@
-//! Two hosts, a client and a server that keeps its data on a volume and says nothing before that is on the disk.
+//! Two hosts, a client and a server that keeps its data on a volume and says nothing before that is on the disk; beside the server, a
+//! program that knows what all of its memory must be.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::{self, Read as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -34,10 +36,13 @@ const CONFIGURATION: &str = "/etc/spothop/config.toml";
 const MIB: u64 = 2;
 /// Room for spothop's journal and logs: enough for hundreds of runs, and quickly filled.
 const STATE_MIB: u32 = 48;
-/// What runs beside the server where memory is to follow, and how many MiB it writes, and in a second.
-const WRITER: &str = include_str!("writer.pl");
-const WRITES: [&str; 2] = ["32", "60"];
-/// The rate of the hosts' links then, in Mbit/s: less than that is in this time sent.
+/// What runs beside the server, and where it answers.
+const MEMORY: &str = include_str!("memory.py");
+const MEMORY_PORT: u16 = 7001;
+/// How many MiB it writes, and in a second: little; and where memory is to follow more than the hosts' links take then.
+const WRITES: [&str; 2] = ["4", "8"];
+const FOLLOWING_WRITES: [&str; 2] = ["32", "60"];
+/// The rate of these links, in Mbit/s.
 const LINK_MBIT: u32 = 200;
 /// No command of ours in a host takes this long, in seconds.
 pub(super) const LIMIT: &str = "60";
@@ -107,7 +112,7 @@ impl Arena {
 
     /// Image, container, data; returns when both daemons know each other.
     fn furnish(&self) -> Result<()> {
-        let workload = if self.follows { Workload::RedisPerl } else { Workload::Redis };
+        let workload = Workload::RedisPython;
         self.bed.import_workload(workload)?;
         let run = format!(
             "docker run --detach --name={CONTAINER} --restart={POLICY} --network={LAN} --ip={ADDRESS} --mac-address={} \
@@ -115,15 +120,10 @@ impl Arena {
             hardware_address(ADDRESS),
             workload.image(),
         );
-        let writer = [
-            "sh",
-            "-c",
-            "program=$1 mib=$2 rate=$3; shift 3; perl -e \"$program\" $mib $rate & exec \"$@\"",
-            "sh",
-            WRITER,
-        ];
+        let both = "program=$1 mib=$2 rate=$3; shift 3; python3 -c \"$program\" $mib $rate & exec \"$@\"";
         let server = "redis-server --dir /data --appendonly yes --appendfsync always --protected-mode no --save";
-        let beside = writer.into_iter().chain(WRITES).take(if self.follows { usize::MAX } else { 0 });
+        let writes = if self.follows { FOLLOWING_WRITES } else { WRITES };
+        let beside = ["sh", "-c", both, "sh", MEMORY].into_iter().chain(writes);
         let all =
             ["timeout", LIMIT].into_iter().chain(run.split(' ')).chain(beside).chain(server.split(' ')).chain([""]);
         self.bed.output("a", all)?;
@@ -218,12 +218,19 @@ impl Arena {
         self.follows
     }
 
-    /// What the writer beside the server has found in its memory that was not what it had written; empty where all was.
+    /// What the program beside the server has found in its memory that was not what it must be, or why it does not say; none when all is
+    /// right.
     ///
     /// # Errors
-    /// [`Error::Command`] when the engine on `host` does not answer.
-    pub fn wrong_memory(&self, host: &str) -> Result<String> {
-        self.sh(host, &format!("docker exec {CONTAINER} sh -c 'if test -e /data/wrong; then cat /data/wrong; fi'"))
+    /// [`Error::Io`] when the client's network is not there.
+    pub fn wrong_memory(&self) -> Result<Option<String>> {
+        let program = SocketAddr::from((ADDRESS, MEMORY_PORT));
+        let said = join(self.bed.on_client_network(move || ask_about_memory(program))?)?;
+        Ok(match said {
+            Ok(said) if said == "right" => None,
+            Ok(said) => Some(said),
+            Err(error) => Some(format!("the program that knows does not answer: {error}")),
+        })
     }
 
     /// Compares the data that never changes.
@@ -303,6 +310,23 @@ impl Drop for Client {
         self.remote.stop();
         self.remote.hang_up();
     }
+}
+
+/// What it says, to the end. It begins to listen a moment after the server, where both have just been started.
+fn ask_about_memory(program: SocketAddr) -> io::Result<String> {
+    let end = Instant::now() + START;
+    let mut stream = loop {
+        match TcpStream::connect_timeout(&program, START) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(100)); // that somebody listens elsewhere is no event here
+            }
+            connected => break connected?,
+        }
+    };
+    stream.set_read_timeout(Some(START))?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said.trim().to_owned())
 }
 
 /// Whether lines of a configuration ask for it.

@@ -4,7 +4,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`plan`] | what happens in which run: a pure function of seed and index |
-//! | [`arena`] | two hosts, a client, and the server that moves |
+//! | [`arena`] | two hosts, a client, and the server that moves, with a program beside it that knows its memory |
 //! | [`fault`] | faults, done and undone |
 //! | [`run`] | one run: cause, point, fault, settling |
 //! | [`sampler`], [`check`] | the checker: what really runs, and what is left |

@@ -70,7 +70,7 @@ pub fn run(arena: &mut Arena, seed: u64, index: u64, plan: &Plan, evidence: &Pat
     judge_watch(&watch, &mut violations);
     let outcome = judge_data(arena, plan, roles, hung, &watch, &report, &mut violations);
     judge_word(plan, outcome, cli.as_deref(), &report, &mut violations);
-    if arena.follows() && served {
+    if served {
         judge_memory(arena, plan, roles, outcome, course.reached, &mut violations)?;
     }
     let report = report.unwrap_or_else(|_| lasting::Report::empty());
@@ -418,7 +418,7 @@ fn judge_word(
     }
 }
 
-/// Memory that followed is the right one, and what was lost of it is on record.
+/// Each page is what it must be, and what was lost of memory that followed is on record.
 fn judge_memory(
     arena: &Arena,
     plan: &Plan,
@@ -428,10 +428,7 @@ fn judge_memory(
     violations: &mut Vec<String>,
 ) -> Result<()> {
     let (now, _) = arena.source()?;
-    let wrong = arena.wrong_memory(now)?;
-    if !wrong.is_empty() {
-        violations.push(format!("memory CORRUPTED: {wrong}"));
-    }
+    violations.extend(arena.wrong_memory()?.map(|wrong| format!("memory CORRUPTED: {wrong}")));
     let takes_memory = match plan.fault {
         Fault::PowerOff { .. } => true,
         Fault::KillOther { victim, .. } => matches!(victim, Victim::Criu | Victim::Runc | Victim::Pager),

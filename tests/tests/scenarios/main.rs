@@ -21,6 +21,7 @@ mod processes;
 mod provider;
 mod redis;
 mod refusals;
+mod rounds;
 mod scene;
 mod targets;
 
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         memory::a_container_that_is_still_being_filled_moves_on_only_when_it_is_whole,
         memory::memory_of_every_kind_is_the_same_after_the_move_in_all_processes,
         prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
+        rounds::a_deadline_that_is_near_cuts_the_rounds_short_and_the_container_is_moved_before_it,
         post_copy::a_container_that_writes_faster_than_the_link_runs_before_all_of_its_memory_is_there,
         post_copy::a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing,
         post_copy::what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container_or_one_that_starts_anew,

@@ -104,7 +104,7 @@ pub(crate) fn the_checker_finds_two_that_run_and_what_is_left(_: &Scene) {
     };
     assert_eq!(leftovers(arena).expect("a look"), Vec::<String>::new());
     assert_eq!(look().doubled, 0);
-    arena.sh("b", "docker run --detach --name=second redis").expect("a second server");
+    arena.sh("b", "docker run --detach --name=second redis-python").expect("a second server");
     assert!(arena.source().is_err(), "two of them");
     let watch = look();
     assert!(watch.doubled > 0 && watch.doubled == watch.samples, "{watch:?}");

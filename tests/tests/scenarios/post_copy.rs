@@ -19,13 +19,16 @@ const WRITER: &str = include_str!("programs/writer.py");
 
 const ADDRESS: &str = "172.30.0.71";
 
+/// What `w1` writes a second, in MiB: more than the slow link takes.
+const FAST: &str = "100";
+
 const POST_COPY: &str = "mode = 'post-copy'";
 
 /// A link that takes 25 MB a second, until this is dropped.
-struct Slow<'a>(&'a Scene);
+pub(crate) struct Slow<'a>(&'a Scene);
 
 impl<'a> Slow<'a> {
-    fn link(scene: &'a Scene) -> Self {
+    pub(crate) fn link(scene: &'a Scene) -> Self {
         scene.sh("a", "tc qdisc replace dev eth0 root tbf rate 200mbit burst 256kb latency 50ms");
         Self(scene)
     }
@@ -38,21 +41,21 @@ impl Drop for Slow<'_> {
     }
 }
 
-/// The container `w1` on host `a`, which writes 100 MB a second to 96 MiB.
-fn writer(scene: &Scene, options: &str) {
+/// The container `w1` on host `a`, which writes so many MiB a second to 96 MiB.
+pub(crate) fn writer(scene: &Scene, mib_per_second: &str, options: &str) {
     let options = format!("--network=lan --ip={ADDRESS} {options} python");
-    scene.run("a", "w1", &options, &["python3", "-c", WRITER, "96", "100"]);
+    scene.run("a", "w1", &options, &["python3", "-c", WRITER, "96", mib_per_second]);
     scene.follow("a", "docker logs --follow w1").until(|line| line == "ready");
 }
 
 /// A client that tells the container one number after the other.
-struct Client {
+pub(crate) struct Client {
     enough: Arc<AtomicBool>,
     thread: JoinHandle<(u64, Duration, String)>,
 }
 
 impl Client {
-    fn of(scene: &Scene) -> Self {
+    pub(crate) fn of(scene: &Scene) -> Self {
         let enough = Arc::new(AtomicBool::new(false));
         let over = Arc::clone(&enough);
         let thread = scene.on_client(move || {
@@ -78,7 +81,7 @@ impl Client {
     }
 
     /// Every page is what it should be, and every number that was acknowledged is there. Returns the longest wait for an answer.
-    fn assert_faithful(self) -> Duration {
+    pub(crate) fn assert_faithful(self) -> Duration {
         self.enough.store(true, Ordering::Relaxed);
         let (numbers, gap, check) = self.thread.join().expect("one connection to the end");
         assert!(check.starts_with(&format!("{numbers} notes, ")), "{numbers} acknowledged: {check}");
@@ -100,7 +103,7 @@ pub(crate) fn a_container_that_writes_faster_than_the_link_runs_before_all_of_it
     ] {
         let configured = Configured::with(scene, table);
         scene.sh("a", "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet");
-        writer(scene, options);
+        writer(scene, FAST, options);
         let client = Client::of(scene);
         let slow = Slow::link(scene);
         scene.migrate("a", "w1", "b");
@@ -118,7 +121,7 @@ pub(crate) fn a_container_that_writes_faster_than_the_link_runs_before_all_of_it
 pub(crate) fn a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing(scene: &Scene) {
     let _configured = Configured::with(scene, POST_COPY);
     for (host, point) in [("b", "target:fill"), ("a", "source:fill")] {
-        writer(scene, "");
+        writer(scene, FAST, "");
         let client = Client::of(scene);
         let slow = Slow::link(scene);
         scene.sh(host, &format!("echo '{point} kill' > /run/spothop/failpoint"));
@@ -137,7 +140,7 @@ pub(crate) fn a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_
     let mut scene = Scene::up("e2e-post-copy");
     let configured = Configured::with(&scene, POST_COPY);
     std::mem::forget(configured); // The hosts end with this scenario.
-    writer(&scene, "");
+    writer(&scene, FAST, "");
     std::mem::forget(Slow::link(&scene));
     scene.sh("a", "echo 'source:fill stop' > /run/spothop/failpoint");
     scene.notice("a", Action::Terminate, Duration::from_secs(50)).expect("a notice");
@@ -172,7 +175,7 @@ pub(crate) fn what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container
     let _configured = Configured::with(scene, POST_COPY);
     // Nobody but us starts it again.
     for (guard_dies, pager_dies) in [(true, false), (false, true), (true, true)] {
-        writer(scene, "--restart=no");
+        writer(scene, FAST, "--restart=no");
         let client = (!pager_dies).then(|| Client::of(scene));
         let slow = Slow::link(scene);
         scene.sh("b", "echo 'target:fill stop' > /run/spothop/failpoint");
