@@ -21,7 +21,8 @@ done
 for target in $targets; do
     mkdir -p "corpus/$target" "seeds/$target"
     echo "== $target: $minutes min"
-    # A single allocation of more than 256 MB, more than 2 GB in all, or an input that takes 30 s is a finding.
+    # A single allocation of more than 256 MB, more than 2 GB in all, or an input that takes 30 s is a finding. What all threads do in one
+    # that takes 15 s is told before (src/watch.rs).
     cargo fuzz run "$target" "corpus/$target" "seeds/$target" -- \
         -max_total_time=$((minutes * 60)) -rss_limit_mb=2048 -malloc_limit_mb=256 -timeout=30 -print_final_stats=1
 done

@@ -1,6 +1,7 @@
 //! What the fuzz targets share.
 
 pub mod memory;
+mod watch;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -17,7 +18,7 @@ thread_local! {
 
 /// Runs a future to its end.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    RUNTIME.with(|runtime| runtime.block_on(future))
+    watch::watched(|| RUNTIME.with(|runtime| runtime.block_on(future)))
 }
 
 /// What an input has once in sixteen times: so that most of it is right, and gets far.
