@@ -208,6 +208,15 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
             }
             "ok".into()
         }
+        "churn" => {
+            thread::spawn(|| {
+                loop {
+                    // As fast as they can be made.
+                    let _ = thread::spawn(|| {}).join();
+                }
+            });
+            "ok".into()
+        }
         "forks" => {
             // The address is a number of children here.
             thread::spawn(move || {

@@ -339,3 +339,16 @@ fn all_threads_stand_still_while_bits_are_reset() {
     while counters() == after {}
     assert_eq!(child.ask(&format!("fill {} 1 1", address + 9 * PAGE)), "ok");
 }
+
+#[test]
+fn threads_that_come_and_go_are_no_reason_not_to_stop_the_others() {
+    if methods().is_empty() {
+        return;
+    }
+    let mut child = Child::start();
+    let pid = child.pid();
+    assert_eq!(child.ask("churn"), "ok");
+    for _ in 0..1500 {
+        tracee::on_tracer(pid, move || tracee::while_stopped(pid, || Ok(()))).unwrap();
+    }
+}
