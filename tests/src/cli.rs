@@ -23,6 +23,7 @@ use crate::host;
 use crate::imds::Action;
 use crate::layout::Layout;
 use crate::machine::workspace;
+use crate::older_kernel;
 use crate::redis::{data, live};
 use crate::soak;
 use crate::state::{Engine, Power};
@@ -103,6 +104,8 @@ enum Command {
     Down,
     /// Check everything: format, lints, unit tests, end-to-end tests.
     TestAll,
+    /// Run the unit tests that depend on the kernel on one that is older, in a virtual machine.
+    OlderKernel,
     /// Measure what a move costs, beside Podman's and CRIU's own ways, and compare it with what was to be reached.
     ///
     /// Writes results.md and results.json; what it does not measure this time stays in them as it was. Brings up a testbed of its own,
@@ -354,6 +357,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Down => {
             down(&Layout::new(name)?)?;
             (format!("testbed {name} is down"), json!({"name": name, "up": false}))
+        }
+        Command::OlderKernel => {
+            // As this program itself was built.
+            let profile = if cfg!(debug_assertions) { "--profile=dev" } else { "--release" };
+            older_kernel::run(&[profile, "--package=spothop-criu"])?;
+            return Ok(ExitCode::SUCCESS);
         }
         Command::TestAll => {
             test_all::run()?;

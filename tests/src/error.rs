@@ -39,6 +39,12 @@ pub enum Error {
         /// What it said on standard error, or on standard output when that was empty.
         output: String,
     },
+    /// Tests failed on an older kernel, or it did not get to their end.
+    #[error("the tests on the older kernel did not pass; its last words:\n{console}")]
+    OlderKernel {
+        /// The end of what was on its console.
+        console: String,
+    },
     /// Something in /proc, or said by a program or a helper process, was not in the expected form.
     #[error("cannot make sense of {what}: {text:?}")]
     Unexpected {

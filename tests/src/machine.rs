@@ -42,6 +42,17 @@ pub fn prepare_python(say: &dyn Fn(&str)) -> Result<()> {
     if there { Ok(()) } else { install(&["python3", "python3-venv"], say) }
 }
 
+/// Installs what runs a virtual machine, unless it is there.
+///
+/// # Errors
+/// [`Error::Command`] when apt fails.
+pub fn prepare_emulator(say: &dyn Fn(&str)) -> Result<()> {
+    let needed = [("qemu-system-x86_64", "qemu-system-x86"), ("cpio", "cpio")];
+    let missing: Vec<&str> =
+        needed.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    install(&missing, say)
+}
+
 fn install(packages: &[&str], say: &dyn Fn(&str)) -> Result<()> {
     if packages.is_empty() {
         return Ok(());

@@ -6,6 +6,7 @@ use crate::base;
 use crate::error::Result;
 use crate::machine::{self, cargo};
 use crate::moto;
+use crate::older_kernel;
 
 /// One stage: its name, and what it does.
 type Stage = (&'static str, fn() -> Result<()>);
@@ -27,6 +28,7 @@ const STAGES: &[Stage] = &[
         ])
     }),
     ("unit tests", || cargo(["test", "--release", "--workspace"])),
+    ("older kernel", || older_kernel::run(&["--release", "--workspace"])),
     // The whole workspace is named so that the SDK is the one that the other stages have built.
     ("cloud tests", || cargo(["test", "--release", "--workspace", "--features=spothop-aws/e2e", "--test=moto"])),
     ("build", || cargo(["build", "--release", "--workspace", "--bins"])),
@@ -76,6 +78,7 @@ fn set_up() -> Result<()> {
     let say = |line: &str| eprintln!("{line}");
     machine::prepare(&say)?;
     moto::ensure(&say)?;
+    older_kernel::prepare(&say)?;
     base::ensure(&say).map(drop)
 }
 

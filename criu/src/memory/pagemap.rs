@@ -45,8 +45,6 @@ pub(super) enum Query {
     Protect,
     /// Of those, the ones that were written since they were protected; they are again now. Needs PAGEMAP_SCAN.
     Rewritten,
-    /// Those that hold data and are soft-dirty: written since that was last reset for the process.
-    SoftDirty,
 }
 
 /// What PAGEMAP_SCAN can do here.
@@ -81,7 +79,7 @@ impl Pagemap {
     /// When the process is gone, or the kernel cannot answer the query.
     pub(super) fn query(&mut self, range: &Range<u64>, query: Query, found: &mut Pages) -> Result<(), MemoryError> {
         let done = match (query, scan_here()) {
-            (Query::Populated, Scan::Missing) | (Query::SoftDirty, _) => self.read(range, query, found),
+            (Query::Populated, Scan::Missing) => self.read(range, found),
             (_, scan) => self.scan(range, query, scan, found),
         };
         done.map_err(|source| MemoryError::of(self.pid, self.path.clone(), source))
@@ -104,8 +102,23 @@ impl Pagemap {
         Ok(())
     }
 
-    fn read(&self, range: &Range<u64>, query: Query, found: &mut Pages) -> io::Result<()> {
-        let zeros = zero_frame();
+    fn read(&self, range: &Range<u64>, found: &mut Pages) -> io::Result<()> {
+        self.read_entries(range, |page, entry| {
+            if entry.holds_data() {
+                found.insert(page..page + PAGE);
+            }
+        })
+    }
+
+    /// Calls `action` with the address of each page of `range`, and what the kernel knows of it.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub(super) fn entries(&self, range: &Range<u64>, action: impl FnMut(u64, Entry)) -> Result<(), MemoryError> {
+        self.read_entries(range, action).map_err(|source| MemoryError::of(self.pid, self.path.clone(), source))
+    }
+
+    fn read_entries(&self, range: &Range<u64>, mut action: impl FnMut(u64, Entry)) -> io::Result<()> {
         let mut buffer = vec![0; ENTRIES * size_of::<u64>()];
         for start in (range.start..range.end).step_by(ENTRIES * PAGE as usize) {
             let count = ((range.end - start) / PAGE).min(ENTRIES as u64) as usize;
@@ -113,13 +126,32 @@ impl Pagemap {
             self.file.read_exact_at(bytes, start / PAGE * size_of::<u64>() as u64)?;
             let (entries, _) = bytes.as_chunks();
             for (number, entry) in entries.iter().enumerate() {
-                if matches(u64::from_ne_bytes(*entry), query, zeros) {
-                    let page = start + number as u64 * PAGE;
-                    found.insert(page..page + PAGE);
-                }
+                action(start + number as u64 * PAGE, Entry(u64::from_ne_bytes(*entry)));
             }
         }
         Ok(())
+    }
+}
+
+/// What the kernel knows of a page: an entry of `/proc/PID/pagemap`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry(u64);
+
+impl Entry {
+    /// It is present or swapped out, and neither the kernel's page of zeros nor a guard.
+    pub(super) fn holds_data(self) -> bool {
+        holds_data(self.0, zero_frame())
+    }
+
+    /// It was written, or its area was made, since the bits were last reset for the process.
+    pub(super) fn is_soft_dirty(self) -> bool {
+        self.0 & ENTRY_SOFT_DIRTY != 0
+    }
+
+    /// Where its data is: a number for the page frame, or for the place where it was swapped to; never 0 for a page that holds data, if
+    /// [`has_soft_dirty`].
+    pub(super) fn place(self) -> u64 {
+        self.0 & (ENTRY_FRAME | ENTRY_SWAPPED)
     }
 }
 
@@ -128,9 +160,10 @@ pub(super) fn can_scan() -> bool {
     scan_here() != Scan::Missing
 }
 
-/// Does the kernel keep soft-dirty bits (CONFIG_MEM_SOFT_DIRTY)? Then a page that was just written has one.
+/// Does the kernel keep soft-dirty bits (CONFIG_MEM_SOFT_DIRTY), and tell us in which frames pages are (CAP_SYS_ADMIN)? Then a page that
+/// was just written has both.
 pub(super) fn has_soft_dirty() -> bool {
-    own_page(true).is_some_and(|entry| entry & ENTRY_SOFT_DIRTY != 0)
+    own_page(true).is_some_and(|entry| entry & ENTRY_SOFT_DIRTY != 0 && entry & ENTRY_FRAME != 0)
 }
 
 fn scan_here() -> Scan {
@@ -156,7 +189,7 @@ fn argument(query: Query, scan: Scan) -> pm_scan_arg {
     let guard = if scan == Scan::Full { PAGE_IS_GUARD } else { 0 };
     let absent = PAGE_IS_PFNZERO | guard;
     let (present, also_absent, flags) = match query {
-        Query::Populated | Query::SoftDirty => (0, 0, 0),
+        Query::Populated => (0, 0, 0),
         Query::Unprotectable => (0, PAGE_IS_WPALLOWED, 0),
         // Not PM_SCAN_CHECK_WPASYNC: it fails at the first area that cannot be protected, and what was protected before that in the
         // same call is then never told. Without it, such areas are passed over.
@@ -191,12 +224,11 @@ fn ioctl(pagemap: BorrowedFd<'_>, argument: &mut pm_scan_arg, regions: &mut [pag
     Ok(nix::errno::Errno::result(filled)? as usize)
 }
 
-fn matches(entry: u64, query: Query, zeros: Option<u64>) -> bool {
+fn holds_data(entry: u64, zeros: Option<u64>) -> bool {
     let present = entry & ENTRY_PRESENT != 0;
     let swapped = entry & ENTRY_SWAPPED != 0 && entry & ENTRY_GUARD == 0;
     let zero = present && zeros == Some(entry & ENTRY_FRAME);
-    let dirty = query != Query::SoftDirty || entry & ENTRY_SOFT_DIRTY != 0;
-    (present && !zero || swapped) && dirty
+    present && !zero || swapped
 }
 
 /// The frame of the kernel's page of zeros; none without CAP_SYS_ADMIN: then pages of zeros count as data, which is only slower.
@@ -275,12 +307,17 @@ mod tests {
     #[test]
     fn an_entry_holds_data_unless_it_is_empty_a_guard_or_zeros() {
         let zeros = Some(7);
-        let populated = |entry| matches(entry, Query::Populated, zeros);
-        assert!(populated(ENTRY_PRESENT | 8) && populated(ENTRY_SWAPPED | 7));
-        assert!(!populated(0) && !populated(ENTRY_PRESENT | 7) && !populated(ENTRY_SWAPPED | ENTRY_GUARD));
-        assert!(matches(ENTRY_PRESENT, Query::Populated, None));
-        assert!(matches(ENTRY_PRESENT | ENTRY_SOFT_DIRTY | 8, Query::SoftDirty, zeros));
-        assert!(!matches(ENTRY_PRESENT | 8, Query::SoftDirty, zeros));
+        assert!(holds_data(ENTRY_PRESENT | 8, zeros) && holds_data(ENTRY_SWAPPED | 7, zeros));
+        assert!(!holds_data(0, zeros) && !holds_data(ENTRY_PRESENT | 7, zeros));
+        assert!(!holds_data(ENTRY_SWAPPED | ENTRY_GUARD, zeros));
+        assert!(holds_data(ENTRY_PRESENT, None));
+    }
+
+    #[test]
+    fn a_page_has_another_place_in_memory_than_swapped_out() {
+        assert_ne!(Entry(ENTRY_PRESENT | 8).place(), Entry(ENTRY_SWAPPED | 8).place());
+        assert_eq!(Entry(ENTRY_PRESENT | ENTRY_SOFT_DIRTY | 8).place(), Entry(ENTRY_PRESENT | 8).place());
+        assert!(Entry(ENTRY_PRESENT | ENTRY_SOFT_DIRTY).is_soft_dirty() && !Entry(ENTRY_PRESENT).is_soft_dirty());
     }
 
     #[test]
@@ -300,7 +337,7 @@ mod tests {
         let range = memory.address()..memory.address() + 200 * PAGE;
         let (mut scanned, mut read) = (Pages::new(), Pages::new());
         pagemap.scan(&range, Query::Populated, scan_here(), &mut scanned).unwrap();
-        pagemap.read(&range, Query::Populated, &mut read).unwrap();
+        pagemap.read(&range, &mut read).unwrap();
         assert_eq!(scanned, read);
         assert_eq!(crate::memory::bytes(&read), 4 * PAGE);
     }

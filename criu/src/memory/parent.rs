@@ -331,4 +331,50 @@ mod tests {
         plain.clear_dirty(1 << 23).unwrap();
         assert!(plain.is_current());
     }
+
+    #[test]
+    fn nothing_is_dirty_after_it_was_cleared_until_it_is_written() {
+        use crate::memory::pagemap::{Pagemap as Pages, has_soft_dirty};
+        use crate::memory::private_anonymous;
+        use std::io::Read;
+        use std::process::Stdio;
+
+        if !has_soft_dirty() {
+            // Where it is said to be there, it must be.
+            assert!(!std::env::var("SPOTHOP_TEST_METHODS").is_ok_and(|methods| methods.contains("soft-dirty")));
+            return;
+        }
+        // Other tests would see their own bits cleared, so this has a process of its own, which waits for what it then writes.
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut echo = |byte: u8| {
+            stdin.write_all(&[byte]).unwrap();
+            let mut answer = [0];
+            stdout.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, [byte]);
+        };
+        echo(1);
+        let pid = child.id().cast_signed();
+        // It has answered when it is not asleep yet, and may write a little more.
+        while !fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap().starts_with("0 ") {
+            std::thread::yield_now();
+        }
+        let dirty = || {
+            let pagemap = Pages::open(pid).unwrap();
+            let mut count = 0;
+            for range in private_anonymous(pid).unwrap().iter() {
+                pagemap
+                    .entries(range, |_, entry| count += u32::from(entry.holds_data() && entry.is_soft_dirty()))
+                    .unwrap();
+            }
+            count
+        };
+        assert!(dirty() > 0);
+        ConstantParent { cache: None }.clear_dirty(pid).unwrap();
+        assert_eq!(dirty(), 0);
+        echo(2);
+        assert!(dirty() > 0);
+        drop(stdin);
+        child.wait().unwrap();
+    }
 }

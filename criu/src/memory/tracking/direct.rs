@@ -1,16 +1,25 @@
 //! Direct I/O, by which devices write into a process's memory.
 //!
 //! The kernel looks at a page's protection when it hands the page to the device, not when the device writes into it; in between, the page
-//! may have been read and protected again. Soft-dirty bits are safe: they are not reset while a page is handed out (`pte_is_pinned`,
-//! fs/proc/task_mmu.c).
+//! may have been read and protected again. Soft-dirty bits are no better: newer kernels do not reset them while a page is handed out
+//! (`pte_is_pinned`, fs/proc/task_mmu.c), but before Linux 6.3 direct I/O does not pin its pages, and of huge pages they are always reset.
 
 use std::fs;
 use std::path::PathBuf;
 
+use super::TrackError;
 use crate::tasks;
 
+/// For methods that do not see what devices write.
+///
+/// # Errors
+/// [`TrackError::DirectIo`] if `pid` has a file open past the page cache.
+pub(super) fn refuse_direct_io(pid: i32) -> Result<(), TrackError> {
+    if direct_io(pid) { Err(TrackError::DirectIo { pid }) } else { Ok(()) }
+}
+
 /// Has `pid` a file open past the page cache?
-pub(super) fn direct_io(pid: i32) -> bool {
+fn direct_io(pid: i32) -> bool {
     tasks::descriptors(pid).into_iter().any(|(descriptor, link)| {
         // Of a pipe the flag says that it keeps packets apart (pipe(2)).
         let is_file = link.is_absolute();

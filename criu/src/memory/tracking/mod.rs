@@ -41,7 +41,8 @@ pub enum Method {
     /// millisecond; afterwards its first write to each page after each look costs it a fault. Does not see what devices write
     /// ([`TrackError::DirectIo`]).
     WriteProtect,
-    /// Soft-dirty bits: CONFIG_MEM_SOFT_DIRTY. The process is stopped for each look, some milliseconds per GiB.
+    /// Soft-dirty bits: CONFIG_MEM_SOFT_DIRTY. The process is stopped for each look, some milliseconds per GiB; 8 bytes are kept of each
+    /// page. Does not see what devices write ([`TrackError::DirectIo`]). All of a huge page counts as written when one byte of it is.
     SoftDirty,
     /// Comparing all of it with what was sent: everywhere, at the cost of reading everything at each look.
     Content,

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 
-use super::{Method, Tracker};
+use super::{Method, TrackError, Tracker};
 use crate::memory::{PAGE, pagemap};
 
 /// What this host can do, best first. Tried on a process made for it: takes some milliseconds. Comparing content works everywhere.
@@ -13,21 +13,22 @@ pub fn supported() -> Vec<Method> {
 
 fn is_supported(method: Method) -> bool {
     match method {
-        Method::WriteProtect => pagemap::can_scan() && write_protection_works(),
-        Method::SoftDirty => pagemap::has_soft_dirty(),
+        Method::WriteProtect => pagemap::can_scan() && works(method),
+        Method::SoftDirty => pagemap::has_soft_dirty() && works(method),
         Method::Content => true,
     }
 }
 
 /// Follows a process that sleeps in a system call: it must get what it waits for, and be seen to write.
-fn write_protection_works() -> bool {
+fn works(method: Method) -> bool {
     let Some(mut echo) = Echo::start() else { return false };
+    let unusable = |error: &TrackError| tracing::debug!(%method, %error, "memory cannot be followed in this way here");
     let mut works = || -> Option<bool> {
-        let attached = Tracker::attach(echo.child.id().cast_signed(), Method::WriteProtect);
-        let mut tracker = attached.inspect_err(|error| tracing::debug!(%error, "no write protection")).ok()?;
-        let all = tracker.changed().ok()?;
+        let attached = Tracker::attach(echo.child.id().cast_signed(), method);
+        let mut tracker = attached.inspect_err(unusable).ok()?;
+        let all = tracker.changed().inspect_err(unusable).ok()?;
         let answered = echo.answers()?;
-        let changed = tracker.changed().ok()?;
+        let changed = tracker.changed().inspect_err(unusable).ok()?;
         Some(!all.is_empty() && answered && !changed.is_empty())
     };
     works().unwrap_or(false)

@@ -27,6 +27,9 @@ const LIMIT: Duration = Duration::from_secs(3);
 /// `PTRACE_EVENT_STOP` (linux/ptrace.h): the stop that PTRACE_INTERRUPT asked for, or a group stop.
 const EVENT_STOP: i32 = 128;
 
+/// With which a thread is traced.
+const OPTIONS: usize = libc::PTRACE_O_TRACESYSGOOD as usize;
+
 /// `PTRACE_O_SUSPEND_SECCOMP` (linux/ptrace.h).
 const SUSPEND_SECCOMP: i32 = 1 << 21;
 
@@ -60,10 +63,16 @@ pub(super) fn threads(pid: i32) -> Vec<i32> {
 /// # Errors
 /// What `work` says; when a thread cannot be stopped, nothing is done.
 pub(super) fn while_stopped<T>(pid: i32, work: impl FnOnce() -> Result<T, TrackError>) -> Result<T, TrackError> {
-    let mut stopped = BTreeMap::new();
+    let mut stopped: BTreeMap<i32, Option<Tracee>> = BTreeMap::new();
     // Whoever was not stopped yet may have made new threads; who is stopped makes none.
     loop {
-        let new: Vec<i32> = threads(pid).into_iter().filter(|tid| !stopped.contains_key(tid)).collect();
+        let mut new: Vec<i32> = threads(pid).into_iter().filter(|tid| !stopped.contains_key(tid)).collect();
+        if new.is_empty() {
+            // One that was not stopped yet may have executed a program, which ends all others and takes the id of the first.
+            let lost = |held: &Option<Tracee>| held.as_ref().is_some_and(|held| !held.is_held());
+            new = stopped.iter().filter(|(_, held)| lost(held)).map(|(tid, _)| *tid).collect();
+            new.iter().for_each(|tid| drop(stopped.remove(tid)));
+        }
         if new.is_empty() {
             break;
         }
@@ -150,6 +159,12 @@ impl Tracee {
         self.tid
     }
 
+    /// Is it still the thread that was stopped, and stands still?
+    fn is_held(&self) -> bool {
+        // Of the requests that need that, one without effect.
+        request(libc::PTRACE_SETOPTIONS, self.tid, 0, OPTIONS).is_ok()
+    }
+
     /// Lets it run until it enters or leaves a system call.
     ///
     /// # Errors
@@ -216,22 +231,30 @@ impl Drop for Tracee {
 }
 
 fn seize(pid: i32, tid: i32, seccomp: Seccomp) -> Result<(), TrackError> {
-    let options = libc::PTRACE_O_TRACESYSGOOD as usize;
     let seize = |options| request(libc::PTRACE_SEIZE, tid, 0, options);
     let refused = match seccomp {
-        Seccomp::Kept => seize(options),
+        Seccomp::Kept => seize(OPTIONS),
         // Refused without CAP_SYS_ADMIN, to a tracer with filters of its own, and by kernels without CONFIG_CHECKPOINT_RESTORE.
-        Seccomp::Suspended => match seize(options | SUSPEND_SECCOMP as usize) {
+        Seccomp::Suspended => match seize(OPTIONS | SUSPEND_SECCOMP as usize) {
             Err(Errno::EPERM | Errno::EINVAL) if has_filters(pid, tid) => Err(Errno::EACCES),
-            Err(Errno::EPERM | Errno::EINVAL) => seize(options),
+            Err(Errno::EPERM | Errno::EINVAL) => seize(OPTIONS),
             other => other,
         },
     };
     refused.map_err(|errno| match errno {
+        Errno::EPERM if has_ended(pid, tid) => TrackError::Gone { pid },
         Errno::EPERM => TrackError::Denied { pid },
         Errno::EACCES => TrackError::Seccomp { pid },
         errno => failed(pid, errno),
     })
+}
+
+/// Is a thread dead that has not left the list of its process yet? ptrace(2) refuses it like one that it must not trace.
+fn has_ended(pid: i32, tid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    // Z is a zombie, X is dead (proc(5)).
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    state.is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 /// Is a thread under seccomp (proc_pid_status(5))? If that cannot be known, yes.

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
-use super::direct::direct_io;
+use super::direct::refuse_direct_io;
 use super::inject;
 use super::userfault::Userfault;
 use super::{Method, TrackError};
@@ -112,10 +112,6 @@ impl WriteProtect {
         self.registered = Pages::new();
         self.userfault.register(part)
     }
-}
-
-fn refuse_direct_io(pid: i32) -> Result<(), TrackError> {
-    if direct_io(pid) { Err(TrackError::DirectIo { pid }) } else { Ok(()) }
 }
 
 fn userfault(pid: i32, descriptor: OwnedFd) -> Result<Userfault, TrackError> {

@@ -172,6 +172,8 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
         // SAFETY: as above.
         "huge" => done(unsafe { libc::madvise(at, length(1), libc::MADV_HUGEPAGE) }),
         // SAFETY: as above.
+        "small" => done(unsafe { libc::madvise(at, length(1), libc::MADV_NOHUGEPAGE) }),
+        // SAFETY: as above.
         "forbid" => done(unsafe { libc::mprotect(at, length(1), libc::PROT_NONE) }),
         // SAFETY: as above.
         "allow" => done(unsafe { libc::mprotect(at, length(1), libc::PROT_READ | libc::PROT_WRITE) }),
@@ -182,11 +184,17 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
             let moved = unsafe { libc::mremap(at, length(1), length(1), flags, new) };
             (moved as u64).to_string()
         }
+        "replace" => {
+            let (flags, new) = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, numbers[2] as *mut libc::c_void);
+            // SAFETY: as above; nothing uses what is replaced.
+            (unsafe { libc::mremap(at, length(1), length(1), flags, new) } as u64).to_string()
+        }
         // SAFETY: as above; in place, where the test has left room.
         "grow" => (unsafe { libc::mremap(at, length(1), length(2), 0) } as u64).to_string(),
         // The address is a number of steps here.
         "compute" => compute(address),
         "fork" => fork(address, numbers[1]),
+        "share" => share().to_string(),
         "spin" => {
             for thread in 0..numbers[1] {
                 let counter = address + thread * PAGE;
@@ -198,6 +206,15 @@ fn command(name: &str, address: u64, numbers: &[u64]) -> String {
                     }
                 });
             }
+            "ok".into()
+        }
+        "churn" => {
+            thread::spawn(|| {
+                loop {
+                    // As fast as they can be made.
+                    let _ = thread::spawn(|| {}).join();
+                }
+            });
             "ok".into()
         }
         "forks" => {
@@ -262,6 +279,31 @@ fn fork(address: u64, value: u64) -> String {
             io::copy(&mut reader, &mut io::sink()).unwrap();
             child.to_string()
         }
+    }
+}
+
+/// A child that shares the memory, as of vfork(2), and sleeps until it is killed. Says `gone` then, unasked.
+fn share() -> i32 {
+    extern "C" fn sleep(_: *mut libc::c_void) -> c_int {
+        sleep_for_ever()
+    }
+    let caller = thread::spawn(|| {
+        let mut stack = vec![0_u128; 1 << 12];
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        // SAFETY: the child makes system calls only, on a stack of its own, which lives until this returns: when the child is gone.
+        let child = unsafe { libc::clone(sleep, stack.as_mut_ptr_range().end.cast(), flags, ptr::null_mut()) };
+        assert!(child > 0, "{}", io::Error::last_os_error());
+        say("gone");
+    });
+    loop {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let of = |task: io::Result<fs::DirEntry>| fs::read_to_string(task.unwrap().path().join("children"));
+        let children: String = tasks.map(|task| of(task).unwrap_or_default()).collect();
+        if let Ok(child) = children.trim().parse() {
+            drop(caller);
+            return child;
+        }
+        thread::yield_now();
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use std::{fs, thread};
+use std::{env, fs, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{AccessFlags, Pid, access};
 
 use super::child::{Child, compute};
-use super::{PAGES, methods, numbers, round, write_protect};
+use super::{PAGES, REQUIRED, blind_to_devices, methods, numbers, round, write_protect};
 use crate::cgroup::Freezer;
 use crate::memory::tracking::{Method, TrackError, Tracker, tracee};
 use crate::memory::{PAGE, Process, processes, reader};
@@ -212,22 +212,23 @@ fn a_stopped_process_can_be_followed_and_stays_stopped() {
 
 #[test]
 fn direct_io_is_refused_where_it_could_not_be_seen() {
-    if !write_protect() {
-        return;
+    for method in blind_to_devices() {
+        let mut child = Child::start();
+        let address = child.map(PAGES, 1);
+        let mut tracker = Tracker::attach(child.pid(), method).unwrap();
+        tracker.changed().unwrap();
+        // In the working directory, as not every temporary file system can do it.
+        let file = tempfile::NamedTempFile::new_in(env::current_dir().unwrap()).unwrap();
+        let opened = child.ask(&format!("direct {}", file.path().display()));
+        if opened.parse::<i32>().is_err() {
+            assert!(env::var_os(REQUIRED).is_none(), "no direct I/O in the working directory: {opened}");
+            return;
+        }
+        assert!(matches!(tracker.changed(), Err(TrackError::DirectIo { .. })), "{method}");
+        assert!(matches!(Tracker::attach(child.pid(), method), Err(TrackError::DirectIo { .. })), "{method}");
+        let mut tracker = Tracker::attach(child.pid(), Method::Content).unwrap();
+        assert_eq!(numbers(&tracker.changed().unwrap(), address), (0..PAGES).collect());
     }
-    let mut child = Child::start();
-    let address = child.map(PAGES, 1);
-    let mut tracker = Tracker::attach(child.pid(), Method::WriteProtect).unwrap();
-    tracker.changed().unwrap();
-    // In the working directory, as not every temporary file system can do it.
-    let file = tempfile::NamedTempFile::new_in(std::env::current_dir().unwrap()).unwrap();
-    if child.ask(&format!("direct {}", file.path().display())).parse::<i32>().is_err() {
-        return;
-    }
-    assert!(matches!(tracker.changed(), Err(TrackError::DirectIo { .. })));
-    assert!(matches!(Tracker::attach(child.pid(), Method::WriteProtect), Err(TrackError::DirectIo { .. })));
-    let mut tracker = Tracker::attach(child.pid(), Method::Content).unwrap();
-    assert_eq!(numbers(&tracker.changed().unwrap(), address), (0..PAGES).collect());
 }
 
 #[test]
@@ -236,6 +237,9 @@ fn a_frozen_process_can_still_be_looked_at() {
         for mount in cgroups() {
             let mut child = Child::start();
             let address = child.map(PAGES, 1);
+            // What is mapped next lies below, and does not become a part of that area.
+            let between = child.map(1, 1);
+            assert_eq!(child.ask(&format!("forbid {between} 1")), "ok");
             let group = Group::with(&mount, child.pid());
             let freezer = Freezer::of_pid(child.pid()).unwrap();
             assert_eq!(freezer.directory(), group.0);
@@ -307,7 +311,7 @@ impl Drop for Group {
 
 #[test]
 fn all_threads_stand_still_while_bits_are_reset() {
-    if !write_protect() {
+    if methods().is_empty() {
         return;
     }
     let mut child = Child::start();
@@ -334,4 +338,17 @@ fn all_threads_stand_still_while_bits_are_reset() {
     // They go on.
     while counters() == after {}
     assert_eq!(child.ask(&format!("fill {} 1 1", address + 9 * PAGE)), "ok");
+}
+
+#[test]
+fn threads_that_come_and_go_are_no_reason_not_to_stop_the_others() {
+    if methods().is_empty() {
+        return;
+    }
+    let mut child = Child::start();
+    let pid = child.pid();
+    assert_eq!(child.ask("churn"), "ok");
+    for _ in 0..1500 {
+        tracee::on_tracer(pid, move || tracee::while_stopped(pid, || Ok(()))).unwrap();
+    }
 }

@@ -5,6 +5,7 @@ mod held_up;
 mod writes;
 
 use std::collections::BTreeSet;
+use std::env;
 
 use nix::unistd::geteuid;
 
@@ -14,9 +15,22 @@ use crate::memory::{PAGE, Pages, pieces, reader};
 /// Pages of an area that a test looks at.
 const PAGES: u64 = 64;
 
+/// Names the methods that must be there, all of them, where it is known of the kernel: then no test passes for want of one.
+const REQUIRED: &str = "SPOTHOP_TEST_METHODS";
+
 /// The methods that can be tried here: following another process's memory needs root.
 fn methods() -> Vec<Method> {
-    if geteuid().is_root() { supported() } else { Vec::new() }
+    let methods = if geteuid().is_root() { supported() } else { Vec::new() };
+    if let Ok(required) = env::var(REQUIRED) {
+        let required: Vec<Method> = required.split(',').map(|name| name.parse().unwrap()).collect();
+        assert_eq!(methods, required, "{REQUIRED} says otherwise");
+    }
+    methods
+}
+
+/// Those of them that do not see what devices write.
+fn blind_to_devices() -> impl Iterator<Item = Method> {
+    methods().into_iter().filter(|method| *method != Method::Content)
 }
 
 fn write_protect() -> bool {
