@@ -30,7 +30,7 @@ pub use images::{ADDRESSES, ImageError, MOST_TASKS, PARENT_LINK};
 pub use owed::{MOST_OWED, read_owed, write_owed};
 pub use parent::{ConstantParent, Why};
 pub use process::{Process, processes};
-pub use reader::{read, read_exact};
+pub use reader::Reader;
 pub use store::Store;
 
 /// Bytes of a page. CRIU's images count pages of this size on every machine that we run on.

@@ -1,47 +1,68 @@
 //! Reading another process's memory.
+//!
+//! By `/proc/PID/mem` (proc_pid_mem(5)) and not by process_vm_readv(2), for which the kernel holds pages fast while it copies: since Linux
+//! 5.19 it makes a copy of every page first that the process shares with others since a fork (`gup_must_unshare`, mm/internal.h). To read
+//! a server and its hundred forked workers would so cost them a hundred times the memory, and perhaps the container its life.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::unistd::Pid;
+/// The memory of a process. It stays that of the program that ran when it was opened.
+#[derive(Debug)]
+pub struct Reader(File);
 
-/// Reads the memory of `pid` from `address` on into `buffer`; it may run or be frozen. Returns how many bytes could be read from the
-/// beginning, at most all: what is not mapped or not readable for the process itself ends it.
-///
-/// # Errors
-/// `ESRCH` when the process is gone, `EPERM` without CAP_SYS_PTRACE.
-pub fn read(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut done = 0;
-    while done < buffer.len() {
-        let left = &mut buffer[done..];
-        // An address of this kernel's processes fits: we are of the same size.
-        let remote = RemoteIoVec { base: address as usize + done, len: left.len() };
-        match process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(left)], &[remote]) {
-            // A call ends early at a hole; asked again, it then says so.
-            Ok(0) | Err(Errno::EFAULT) => break,
-            Ok(count) => done += count,
-            // One that ended meanwhile has no memory left either.
-            Err(errno) if done == 0 => return Err(errno.into()),
-            Err(_) => break,
+impl Reader {
+    /// Opens the memory of `pid`.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process is gone, `EACCES` without CAP_SYS_PTRACE.
+    pub fn open(pid: i32) -> io::Result<Self> {
+        match File::open(format!("/proc/{pid}/mem")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(gone()),
+            opened => opened.map(Self),
         }
     }
-    Ok(done)
+
+    /// Reads from `address` on into `buffer`; the process may run or be frozen. Returns how many bytes could be read from the beginning, at
+    /// most all: what is not mapped ends it. What the process itself must not read (PROT_NONE) is read all the same.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process is gone, or has executed another program.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.0.read_at(&mut buffer[done..], address + done as u64) {
+                Ok(0) if done == 0 => return Err(gone()),
+                // A call ends early where nothing is mapped; asked again, it then says so.
+                Err(error) if done == 0 && error.raw_os_error() != Some(libc::EIO) => return Err(error),
+                Ok(0) | Err(_) => break,
+                Ok(count) => done += count,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Reads all of `buffer`.
+    ///
+    /// # Errors
+    /// As for [`Reader::read`], and [`io::ErrorKind::UnexpectedEof`] where nothing is mapped.
+    pub fn read_exact(&self, address: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let done = self.read(address, buffer)?;
+        if done == buffer.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
 }
 
-/// Reads all of `buffer`, also where the process itself must not read (PROT_NONE). For processes that are frozen.
+/// As [`Reader::read`], once.
 ///
 /// # Errors
-/// As for [`read`], and [`io::ErrorKind::UnexpectedEof`] or `EIO` where nothing is mapped.
-pub fn read_exact(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let done = read(pid, address, buffer)?;
-    if done == buffer.len() {
-        return Ok(());
-    }
-    // Unlike the call, the file is for debuggers too, which may read what the process may not (proc(5), `/proc/pid/mem`).
-    File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut buffer[done..], address + done as u64)
+/// As [`Reader::open`] and [`Reader::read`].
+pub(super) fn read(pid: i32, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    Reader::open(pid)?.read(address, buffer)
+}
+
+fn gone() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESRCH)
 }
 
 #[cfg(test)]
@@ -79,17 +100,21 @@ mod tests {
             let pages = mmap_anonymous(None, length, access, private).unwrap();
             pages.cast::<u8>().write_bytes(7, length.get());
             mprotect(pages.byte_add(PAGE as usize), PAGE as usize, ProtFlags::PROT_NONE).unwrap();
-            let address = pages.as_ptr() as u64;
-            assert_eq!(read(own(), address, &mut seen).unwrap(), PAGE as usize);
-            read_exact(own(), address, &mut seen).unwrap();
+            Reader::open(own()).unwrap().read_exact(pages.as_ptr() as u64, &mut seen).unwrap();
         }
         assert!(seen.iter().all(|byte| *byte == 7));
-        assert!(read_exact(own(), 0, &mut seen).is_err());
+        let error = Reader::open(own()).unwrap().read_exact(0, &mut seen).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
     fn a_process_that_is_gone_is_an_error() {
         // No process has an id above the kernel's limit (2^22).
         assert_eq!(read(1 << 23, PAGE, &mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let memory = Reader::open(child.id().cast_signed()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(memory.read(PAGE, &mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 }

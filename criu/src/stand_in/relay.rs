@@ -245,8 +245,9 @@ mod tests {
         fs::create_dir(&bin).unwrap();
         let criu = bin.join(NAME);
         let heard = scratch.path().join("heard");
+        // Other shells know descriptors up to 9 only.
         let script = format!(
-            "#!/bin/sh\ntest \"$1\" = swrk && eval \"dd bs=65536 count=1 of={} <&$2\" && exit 7\n",
+            "#!/bin/bash\ntest \"$1\" = swrk && dd bs=65536 count=1 of={} <&\"$2\" && exit 7\n",
             heard.display()
         );
         fs::write(&criu, script).unwrap();

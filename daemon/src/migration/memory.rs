@@ -162,8 +162,11 @@ impl Memory {
                 memory::pieces(&pages).partition(|range| range.end - range.start < ALONE);
             pieces.extend(many.into_iter().map(|range| (vpid, range)));
             packs.extend(packing::divide(few).into_iter().map(|ranges| (vpid, ranges)));
+            if !pages.is_empty() {
+                let memory = memory::Reader::open(task.pid);
+                readers.insert(vpid, Reader { memory, tracker: task.tracker.clone() });
+            }
             task.sent.extend(pages);
-            readers.insert(vpid, Reader { pid: task.pid, tracker: task.tracker.clone() });
         }
         for (vpid, mut pages) in self.to_clear.drain(..) {
             // Pages may have been written again since they were gone, perhaps by another process of that name: pieces come in any order.
@@ -268,18 +271,21 @@ type Todo = (IntoIter<(Vpid, Range<u64>)>, Range<usize>);
 
 #[derive(Debug)]
 struct Reader {
-    pid: i32,
+    /// Of a task that was there when the batch was made.
+    memory: io::Result<memory::Reader>,
     tracker: Option<Arc<RwLock<Tracker>>>,
 }
 
 impl Batch {
     /// Reads a range; returns how much of it is there.
     fn read_range(&self, vpid: Vpid, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(Reader { pid, tracker }) = self.readers.get(&vpid) else { return Ok(0) };
-        let read = match self.frozen {
-            true => memory::read_exact(*pid, range.start, buffer).map(|()| buffer.len())?,
+        let Some(Reader { memory, tracker }) = self.readers.get(&vpid) else { return Ok(0) };
+        let read = match (memory, self.frozen) {
+            (Ok(memory), true) => memory.read_exact(range.start, buffer).map(|()| buffer.len())?,
+            (Err(error), true) => return Err(io::Error::new(error.kind(), error.to_string())),
             // A process that has ended is none at the next look.
-            false => memory::read(*pid, range.start, buffer).unwrap_or(0),
+            (Ok(memory), false) => memory.read(range.start, buffer).unwrap_or(0),
+            (Err(_), false) => 0,
         };
         if let Some(tracker) = tracker {
             tracker.read().unwrap_or_else(PoisonError::into_inner).sent(range.start, &buffer[..read]);

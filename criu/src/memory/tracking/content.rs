@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::num::NonZeroU128;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +11,7 @@ use std::thread;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::TrackError;
-use crate::memory::{PAGE, PIECE, Pages, pieces, populated, private_anonymous, reader};
+use crate::memory::{PAGE, PIECE, Pages, Reader, pieces, populated, private_anonymous};
 
 /// Pages whose hashes lie side by side: 16 bytes each, and 16 more and an allocation for all of them; less than 20 bytes per page where
 /// memory is dense.
@@ -59,15 +60,14 @@ impl Content {
     fn compare(&self, pieces: &[Range<u64>]) -> Result<Pages, TrackError> {
         let mut changed = Pages::new();
         let mut buffer = vec![0; PIECE as usize];
+        let failed = |source: io::Error| match source.raw_os_error() {
+            Some(libc::ESRCH) => TrackError::Gone { pid: self.pid },
+            _ => TrackError::Take { pid: self.pid, source },
+        };
+        let memory = Reader::open(self.pid).map_err(failed)?;
         for piece in pieces {
             let bytes = &mut buffer[..(piece.end - piece.start) as usize];
-            let count = match reader::read(self.pid, piece.start, bytes) {
-                Ok(count) => count,
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                    return Err(TrackError::Gone { pid: self.pid });
-                }
-                Err(source) => return Err(TrackError::Take { pid: self.pid, source }),
-            };
+            let count = memory.read(piece.start, bytes).map_err(failed)?;
             // What was unmapped meanwhile counts as changed: whoever reads it will see.
             let (whole, read) = (count - count % PAGE as usize, piece.start + (count as u64 / PAGE) * PAGE);
             if read < piece.end {

@@ -1,6 +1,7 @@
 //! Which pages are given out.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -223,13 +224,30 @@ fn parent_and_child_of_a_fork_are_followed_each_for_itself() {
         assert_eq!(numbers(&round(&mut tracker, child.pid()), address), BTreeSet::from([2]), "{method}");
         let mut second = Tracker::attach(grandchild, method).unwrap();
         assert_eq!(numbers(&round(&mut second, grandchild), address), (0..PAGES).collect(), "{method}");
-        if method == Method::SoftDirty {
-            // Reading has given it copies of its own of what it shares with its parent, in other frames (Linux 5.19).
-            round(&mut second, grandchild);
-        }
         assert_eq!(numbers(&round(&mut second, grandchild), address), BTreeSet::new(), "{method}");
         kill(Pid::from_raw(grandchild), Signal::SIGKILL).unwrap();
     }
+}
+
+#[test]
+fn what_is_shared_since_a_fork_is_still_shared_after_it_was_read() {
+    let mut child = Child::start();
+    let address = child.map(PAGES, 1);
+    let grandchild = child.number(&format!("fork {address} 2")) as i32;
+    // Of both together: what they share counts half for each (proc_pid_smaps(5)).
+    let memory = |pid: i32| -> u64 {
+        let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss_Anon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+    };
+    let before = memory(child.pid()) + memory(grandchild);
+    for pid in [child.pid(), grandchild] {
+        let mut bytes = vec![0; (PAGES * PAGE) as usize];
+        assert_eq!(reader::read(pid, address, &mut bytes).unwrap(), bytes.len());
+    }
+    let more = (memory(child.pid()) + memory(grandchild)).saturating_sub(before);
+    assert!(more < PAGES * PAGE / 1024 / 2, "{more} KiB more since they were read");
+    kill(Pid::from_raw(grandchild), Signal::SIGKILL).unwrap();
 }
 
 #[test]
