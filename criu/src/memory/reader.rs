@@ -67,6 +67,9 @@ fn gone() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
+
     use super::*;
     use crate::memory::PAGE;
 
@@ -111,7 +114,10 @@ mod tests {
     fn a_process_that_is_gone_is_an_error() {
         // No process has an id above the kernel's limit (2^22).
         assert_eq!(read(1 << 23, PAGE, &mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ESRCH));
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Before it answers it may still have our memory (posix_spawn(3)).
+        child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let memory = Reader::open(child.id().cast_signed()).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();

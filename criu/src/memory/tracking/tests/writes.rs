@@ -279,7 +279,10 @@ fn writing_threads_are_followed_and_go_on() {
                 while child.number(&format!("read {}", address + page * PAGE)) == before[page as usize] {}
             }
             let changed = numbers(&round(&mut tracker, child.pid()), address);
-            assert_eq!(changed, BTreeSet::from([0, 1, 2]), "{method}");
+            let written = BTreeSet::from([0, 1, 2]);
+            // What a thread maps for itself meanwhile may become one area with these pages, and all of it is dirty then.
+            let right = changed == written || method == Method::SoftDirty && changed.is_superset(&written);
+            assert!(right, "{method}: {changed:?}");
         }
     }
 }
