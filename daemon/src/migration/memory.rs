@@ -73,7 +73,7 @@ pub(super) fn of_frozen(init_pid: i32, pages: &[Piece]) -> Result<Result<Arc<Bat
             None => return Ok(Err(format!("process {vpid} of it has died at the source"))),
         }
     }
-    Ok(Ok(memory.batch(true, None)))
+    Ok(Ok(memory.batch(Stage::Dumped, None)))
 }
 
 impl Memory {
@@ -153,8 +153,8 @@ impl Memory {
         self.tasks.values().map(|task| memory::bytes(&task.to_send)).sum()
     }
 
-    /// Takes all that is to be sent. Of running tasks, what is gone when it is read is left out; of frozen ones, that is an error.
-    pub(super) fn batch(&mut self, frozen: bool, pace: Option<Pace>) -> Arc<Batch> {
+    /// Takes all that is to be sent.
+    pub(super) fn batch(&mut self, stage: Stage, pace: Option<Pace>) -> Arc<Batch> {
         let (mut pieces, mut packs, mut readers) = (Vec::new(), Vec::new(), BTreeMap::new());
         for (&vpid, task) in &mut self.tasks {
             let pages = std::mem::take(&mut task.to_send);
@@ -174,14 +174,14 @@ impl Memory {
                 task.sent.iter().for_each(|range| pages.remove(range.clone()));
             }
             // Under the freeze it is not worth the time.
-            if !frozen {
+            if stage == Stage::Running {
                 pieces.extend(memory::pieces(&pages).map(|range| (vpid | CLEARED.cast_signed(), range)));
             }
         }
         let packed = packs.iter().map(|(_, ranges)| packing::length(ranges) as u64).sum::<u64>();
         let bytes = packed + pieces.iter().map(|(_, range)| range.end - range.start).sum::<u64>();
         let todo = Mutex::new((pieces.into_iter(), 0..packs.len()));
-        Arc::new(Batch { bytes, todo, packs, readers, frozen, pace, unread: Mutex::default() })
+        Arc::new(Batch { bytes, todo, packs, readers, stage, pace, unread: Mutex::default() })
     }
 
     /// The target has the batch.
@@ -251,6 +251,17 @@ impl Task {
     }
 }
 
+/// How far the migration is when a batch is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The tasks run. What is gone when it is read is left out.
+    Running,
+    /// They are frozen. What was found while they ran may be gone, and is left out: the dump will say so too.
+    Frozen,
+    /// The dump says what there is: all of it must be there.
+    Dumped,
+}
+
 /// Pages that are being sent.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -259,8 +270,7 @@ pub(super) struct Batch {
     todo: Mutex<Todo>,
     packs: Vec<(Vpid, Vec<Range<u64>>)>,
     readers: BTreeMap<Vpid, Reader>,
-    /// Whether the tasks are frozen: then everything must be there.
-    pub(super) frozen: bool,
+    pub(super) stage: Stage,
     pace: Option<Pace>,
     /// What was gone when it was to be read.
     unread: Mutex<Vec<(Vpid, Range<u64>)>>,
@@ -280,12 +290,12 @@ impl Batch {
     /// Reads a range; returns how much of it is there.
     fn read_range(&self, vpid: Vpid, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(Reader { memory, tracker }) = self.readers.get(&vpid) else { return Ok(0) };
-        let read = match (memory, self.frozen) {
-            (Ok(memory), true) => memory.read_exact(range.start, buffer).map(|()| buffer.len())?,
-            (Err(error), true) => return Err(io::Error::new(error.kind(), error.to_string())),
+        let read = match (memory, self.stage) {
+            (Ok(memory), Stage::Dumped) => memory.read_exact(range.start, buffer).map(|()| buffer.len())?,
+            (Err(error), Stage::Dumped) => return Err(io::Error::new(error.kind(), error.to_string())),
             // A process that has ended is none at the next look.
-            (Ok(memory), false) => memory.read(range.start, buffer).unwrap_or(0),
-            (Err(_), false) => 0,
+            (Ok(memory), _) => memory.read(range.start, buffer).unwrap_or(0),
+            (Err(_), _) => 0,
         };
         if let Some(tracker) = tracker {
             tracker.read().unwrap_or_else(PoisonError::into_inner).sent(range.start, &buffer[..read]);
@@ -401,18 +411,35 @@ mod tests {
 
     #[test]
     fn a_batch_is_sent_but_for_what_could_not_be_read() {
-        let mut memory = with_tasks(&[1]);
-        memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x1000, 0x4000), (0x8000, 0x9000), (0x10000, 0x30000)]);
-        let batch = memory.batch(false, None);
-        let packed = 4 + 2 * 12 + 0x4000;
-        assert_eq!((batch.bytes, memory.to_send()), (0x20000 + u64::from(packed), 0));
-        assert_eq!(batch.next(), Some(Extent { object: 1, offset: 0x10000, length: 0x20000 }));
-        let pack = Extent { object: 1 | PACKED, offset: 0, length: packed };
-        assert_eq!((batch.next(), batch.next()), (Some(pack), None));
-        // There is no such process.
-        assert_eq!(batch.read(pack, &mut vec![0; packed as usize]).unwrap(), 4 + 2 * 12);
-        memory.sent(&batch);
-        assert_eq!(memory.tasks[&1].sent, pages([(0x10000, 0x30000)]));
+        let (own, gone) = (std::process::id().cast_signed(), (1 << 23) + 1);
+        for (pid, stage) in [(gone, Stage::Running), (own, Stage::Running), (gone, Stage::Frozen), (own, Stage::Frozen)]
+        {
+            let mut memory = with_tasks(&[1]);
+            let task = memory.tasks.get_mut(&1).unwrap();
+            // Nothing is ever mapped that low: as if it had been unmapped since.
+            (task.pid, task.to_send) = (pid, pages([(0x1000, 0x4000), (0x8000, 0x9000), (0x10000, 0x30000)]));
+            let batch = memory.batch(stage, None);
+            let packed = 4 + 2 * 12 + 0x4000;
+            assert_eq!((batch.bytes, memory.to_send()), (0x20000 + u64::from(packed), 0));
+            assert_eq!(batch.next(), Some(Extent { object: 1, offset: 0x10000, length: 0x20000 }));
+            let pack = Extent { object: 1 | PACKED, offset: 0, length: packed };
+            assert_eq!((batch.next(), batch.next()), (Some(pack), None));
+            assert_eq!(batch.read(pack, &mut vec![0; packed as usize]).unwrap(), 4 + 2 * 12);
+            memory.sent(&batch);
+            assert_eq!(memory.tasks[&1].sent, pages([(0x10000, 0x30000)]));
+        }
+    }
+
+    #[test]
+    fn what_the_dump_names_must_be_there() {
+        for pid in [std::process::id().cast_signed(), (1 << 23) + 1] {
+            let mut memory = with_tasks(&[1]);
+            let task = memory.tasks.get_mut(&1).unwrap();
+            (task.pid, task.to_send) = (pid, pages([(0x1000, 0x4000)]));
+            let batch = memory.batch(Stage::Dumped, None);
+            let extent = batch.next().unwrap();
+            assert!(batch.read(extent, &mut vec![0; extent.length as usize]).is_err());
+        }
     }
 
     #[test]
@@ -420,7 +447,7 @@ mod tests {
         let mut memory = with_tasks(&[1, 7]);
         memory.tasks.get_mut(&7).unwrap().sent = pages([(0x1000, 0x3000)]);
         memory.meet(&[Process { pid: (1 << 23) + 1, vpid: 1 }]);
-        let batch = memory.batch(false, None);
+        let batch = memory.batch(Stage::Running, None);
         let extent = Extent { object: 7 | CLEARED, offset: 0x1000, length: 0x2000 };
         assert_eq!((batch.next(), batch.next()), (Some(extent), None));
         let mut buffer = vec![1; 0x2000];
@@ -431,14 +458,14 @@ mod tests {
     #[test]
     fn what_is_written_again_is_sent_and_not_cleared() {
         let gone = || vec![(1, pages([(0x10000, 0x40000)]))];
-        for frozen in [false, true] {
+        for stage in [Stage::Running, Stage::Frozen] {
             let mut memory = with_tasks(&[1]);
             memory.to_clear = gone();
             memory.tasks.get_mut(&1).unwrap().to_send = pages([(0x10000, 0x30000)]);
-            let batch = memory.batch(frozen, None);
+            let batch = memory.batch(stage, None);
             assert_eq!(batch.next(), Some(Extent { object: 1, offset: 0x10000, length: 0x20000 }));
             let cleared = Extent { object: 1 | CLEARED, offset: 0x30000, length: 0x10000 };
-            assert_eq!(batch.next(), (!frozen).then_some(cleared));
+            assert_eq!(batch.next(), (stage == Stage::Running).then_some(cleared));
             assert_eq!((batch.next(), memory.to_clear.len()), (None, 0));
         }
     }

@@ -10,7 +10,7 @@ use spothop_policy::rounds::{self, Round};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
-use super::memory::{Batch, Memory, Pace};
+use super::memory::{Batch, Memory, Pace, Stage};
 use super::message::Request;
 use super::meter::{Meter, What};
 use super::source::{Job, STEP};
@@ -65,7 +65,7 @@ impl<'a> Outgoing<'a> {
             let (began, sent_bytes) = (Instant::now(), left);
             // A deadline is no time to be modest.
             let pace = self.job.deadline.is_none().then(|| Pace::new(self.context.config.memory.max_precopy_cpu));
-            self.send(target, |memory| memory.batch(false, pace)).await?;
+            self.send(target, |memory| memory.batch(Stage::Running, pace)).await?;
             let elapsed = began.elapsed();
             left = self.look(Memory::look).await?;
             rounds.push(Round { sent_bytes, elapsed, dirty_bytes: left });
@@ -98,14 +98,14 @@ impl<'a> Outgoing<'a> {
 
     /// Sends that, unless it shall follow.
     pub(super) async fn send_changed(&self, target: &mut Conversation) -> Result<(), Error> {
-        if self.follows { Ok(()) } else { self.send_all(target).await }
+        if self.follows { Ok(()) } else { self.send_all(target, Stage::Frozen).await }
     }
 
-    async fn send_all(&self, target: &mut Conversation) -> Result<(), Error> {
+    async fn send_all(&self, target: &mut Conversation, stage: Stage) -> Result<(), Error> {
         let left = self.memory.as_ref().map_or(0, |memory| lock(memory).to_send());
         match left {
             0 => Ok(()),
-            _ => self.send(target, |memory| memory.batch(true, None)).await,
+            _ => self.send(target, |memory| memory.batch(stage, None)).await,
         }
     }
 
@@ -121,7 +121,7 @@ impl<'a> Outgoing<'a> {
             Ok(())
         };
         self.look(owe).await?;
-        self.send_all(target).await
+        self.send_all(target, Stage::Dumped).await
     }
 
     /// Until COMMIT, when a notice sets the time.
@@ -146,7 +146,7 @@ impl<'a> Outgoing<'a> {
     ) -> Result<(), Error> {
         let Some(memory) = &self.memory else { return Ok(()) };
         let batch = batch(&mut lock(memory));
-        let (bytes, frozen) = (batch.bytes, batch.frozen);
+        let (bytes, frozen) = (batch.bytes, batch.stage != Stage::Running);
         let began = Instant::now();
         target.say(&Request::Pages { bytes, frozen }).await?;
         let progress = self.track.progress(progress_name(frozen), Some(bytes));

@@ -98,7 +98,7 @@ def live(seed, inherited):
     signal.signal(signal.SIGUSR1, lambda *_: asked.set())
 
     def write():
-        turn = 0
+        turn, passing = 0, None
         while not asked.is_set():
             for area in own:
                 area.touch(turn)
@@ -108,6 +108,13 @@ def live(seed, inherited):
             scratch.close()
             turn += 1
             if turn % 50 == 0:
+                # There at one look and gone at the next, or when all is frozen.
+                if passing:
+                    passing.close()
+                    passing = None
+                else:
+                    passing = private(3 * MIB)
+                    passing[::PAGE] = bytes([1]) * (len(passing) // PAGE)
                 time.sleep(0.005)
         stopped.set()
 
