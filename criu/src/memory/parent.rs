@@ -336,12 +336,13 @@ mod tests {
     fn nothing_is_dirty_after_it_was_cleared_until_it_is_written() {
         use crate::memory::pagemap::{Pagemap as Pages, has_soft_dirty};
         use crate::memory::private_anonymous;
+        use crate::memory::tracking::tests::REQUIRED;
         use std::io::Read;
         use std::process::Stdio;
 
         if !has_soft_dirty() {
             // Where it is said to be there, it must be.
-            assert!(!std::env::var("SPOTHOP_TEST_METHODS").is_ok_and(|methods| methods.contains("soft-dirty")));
+            assert!(!std::env::var(REQUIRED).is_ok_and(|methods| methods.contains("soft-dirty")));
             return;
         }
         // Other tests would see their own bits cleared, so this has a process of its own, which waits for what it then writes.

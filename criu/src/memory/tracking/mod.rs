@@ -14,7 +14,7 @@ mod inject;
 mod probe;
 mod soft_dirty;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "injections are known for x86-64 alone"))]
 mod tracee;
 mod userfault;

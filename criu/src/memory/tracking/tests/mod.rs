@@ -16,7 +16,7 @@ use crate::memory::{PAGE, Pages, pieces, reader};
 const PAGES: u64 = 64;
 
 /// Names the methods that must be there, all of them, where it is known of the kernel: then no test passes for want of one.
-const REQUIRED: &str = "SPOTHOP_TEST_METHODS";
+pub(in crate::memory) const REQUIRED: &str = "SPOTHOP_TEST_METHODS";
 
 /// The methods that can be tried here: following another process's memory needs root.
 fn methods() -> Vec<Method> {
