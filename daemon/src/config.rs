@@ -18,9 +18,11 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
 pub mod memory;
+mod notice;
 pub mod units;
 
 pub use memory::Memory;
+pub use notice::{AwsNotice, Notice};
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
@@ -86,38 +88,6 @@ pub struct Tls {
 impl Default for Tls {
     fn default() -> Self {
         Self { dir: PathBuf::from("/etc/spothop/tls") }
-    }
-}
-
-/// `[notice]`: one table per cloud.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Notice {
-    /// Amazon EC2's instance metadata service.
-    pub aws: AwsNotice,
-}
-
-/// `[notice.aws]`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AwsNotice {
-    /// Whether to ask at all. Default: yes; on a machine that is not EC2 the service does not answer and nothing happens.
-    pub enabled: bool,
-    /// Base URLs, tried in this order until one answers. Default: the documented IPv4 and IPv6 link-local addresses.
-    #[serde(deserialize_with = "http_urls")]
-    pub endpoints: Vec<String>,
-    /// Time between two polls. Default: 1 s; AWS recommends every 5 s, and the notice is only 120 s at best.
-    #[serde(deserialize_with = "positive_duration")]
-    pub poll_interval: Duration,
-}
-
-impl Default for AwsNotice {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
-            poll_interval: Duration::from_secs(1),
-        }
     }
 }
 
@@ -399,17 +369,6 @@ fn from_one_to_64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D
         .ok()
         .filter(|n| (1..=64).contains(n))
         .ok_or_else(|| de::Error::custom(format_args!("{number} is not between 1 and 64")))
-}
-
-fn http_urls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    let urls = Vec::<String>::deserialize(deserializer)?;
-    // The services are plain HTTP on link-local addresses; TLS to them does not exist.
-    match urls.iter().find(|url| !url.starts_with("http://")) {
-        Some(url) => Err(de::Error::custom(format_args!(
-            "`{url}` is not an http:// URL of a metadata service, such as \"http://169.254.169.254\""
-        ))),
-        None => Ok(urls),
-    }
 }
 
 /// A DNS name: labels of letters, digits and inner hyphens (and underscores, which container hosts do have).

@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::imds::{Imds, ImdsError};
 use super::complaint::Complaint;
-use super::{Action, Cloud, Notice, NoticeEvent, NoticeSource};
+use super::{Action, Certainty, Cloud, Notice, NoticeEvent, NoticeSource};
 use crate::provider::Instance;
 
 /// Below `/latest/`.
@@ -223,6 +223,7 @@ impl AwsSource {
             cloud: Cloud::Aws,
             instance: instance.to_owned(),
             action: answer.action,
+            certainty: Certainty::Certain,
             deadline: Some(answer.time),
             received: Timestamp::now(),
         }

@@ -30,6 +30,12 @@ pub enum Cloud {
     Gcp,
     /// Microsoft Azure.
     Azure,
+    /// Alibaba Cloud.
+    Alibaba,
+    /// Tencent Cloud.
+    Tencent,
+    /// No cloud: the machine itself says that it is shut down.
+    Machine,
 }
 
 impl fmt::Display for Cloud {
@@ -38,6 +44,9 @@ impl fmt::Display for Cloud {
             Self::Aws => "aws",
             Self::Gcp => "gcp",
             Self::Azure => "azure",
+            Self::Alibaba => "alibaba",
+            Self::Tencent => "tencent",
+            Self::Machine => "machine",
         })
     }
 }
@@ -52,6 +61,8 @@ pub enum Action {
     Stop,
     /// The machine's memory is saved and it is switched off. AWS begins at once, without the usual two minutes.
     Hibernate,
+    /// The machine is started anew, here or on other hardware; its disks stay.
+    Reboot,
 }
 
 impl fmt::Display for Action {
@@ -60,8 +71,20 @@ impl fmt::Display for Action {
             Self::Terminate => "terminate",
             Self::Stop => "stop",
             Self::Hibernate => "hibernate",
+            Self::Reboot => "reboot",
         })
     }
+}
+
+/// How sure it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Certainty {
+    /// It will be taken away: containers leave at once.
+    #[default]
+    Certain,
+    /// It is likelier than usual (AWS's rebalance recommendation): time to prepare, and none to lose containers over.
+    Likely,
 }
 
 /// A cloud's word that this host will be taken away.
@@ -76,6 +99,9 @@ pub struct Notice {
     pub instance: String,
     /// What will happen.
     pub action: Action,
+    /// Whether it will.
+    #[serde(default)]
+    pub certainty: Certainty,
     /// When, as the first answer that carried this notice said; `None` when the cloud does not say (it may be at once).
     pub deadline: Option<Timestamp>,
     /// When this daemon heard of it, by its own clock.
@@ -146,6 +172,7 @@ mod tests {
             cloud: Cloud::Aws,
             instance: "i-0".to_owned(),
             action: Action::Terminate,
+            certainty: Certainty::Certain,
             deadline: deadline.map(|text| text.parse().unwrap()),
             received: "2026-01-01T00:00:00Z".parse().unwrap(),
         }

@@ -101,7 +101,7 @@ impl TryFrom<Unchecked> for Instance {
     fn try_from(Unchecked { cloud, account, region, id }: Unchecked) -> Result<Self, BadInstance> {
         match cloud {
             Cloud::Aws => Self::aws(&account, &region, &id),
-            Cloud::Gcp | Cloud::Azure => Err(BadInstance::Cloud { cloud }),
+            _ => Err(BadInstance::Cloud { cloud }),
         }
     }
 }
