@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use sd_notify::NotifyState;
 use spothop_transfer::{Credentials, Listener, Options};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -19,9 +19,9 @@ use crate::api;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{self, Journal, JournalError};
-use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, evacuation, peers, unpanicked};
+use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, heeding, peers, unpanicked};
 use crate::notice::aws::{AwsOptions, AwsSource};
-use crate::notice::{NoticeSource as _, aws::AwsSourceError};
+use crate::notice::{NoticeEvent, NoticeSource, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
 use crate::provider::Providers;
 
@@ -174,6 +174,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         program,
         since: Timestamp::now(),
         notices: Mutex::new(BTreeMap::new()),
+        departure: watch::Sender::new(None),
         moving: Mutex::new(HashSet::new()),
         released: Notify::new(),
         instance: Arc::default(),
@@ -184,18 +185,27 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
 /// Starts every source of notices, and what heeds them.
 fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let (sender, events) = mpsc::channel(NOTICES);
+    let mut acknowledgers = heeding::Acknowledgers::new();
     let aws = &context.config.notice.aws;
     if aws.enabled {
         let source = AwsSource::new(AwsOptions {
             endpoints: aws.endpoints.clone(),
             poll_interval: aws.poll_interval,
+            maintenance_lead: aws.maintenance_lead,
             ..AwsOptions::default()
         })?
         .telling(Arc::clone(&context.instance));
-        tokio::spawn(Box::new(source).run(sender));
+        watch(Box::new(source), sender, &mut acknowledgers);
     }
-    tokio::spawn(evacuation::heed(Arc::clone(context), events));
+    tokio::spawn(heeding::heed(Arc::clone(context), events, acknowledgers));
     Ok(())
+}
+
+fn watch(source: Box<dyn NoticeSource>, events: mpsc::Sender<NoticeEvent>, acknowledgers: &mut heeding::Acknowledgers) {
+    if let Some(acknowledger) = source.acknowledger() {
+        acknowledgers.insert(source.name(), acknowledger);
+    }
+    tokio::spawn(source.run(events));
 }
 
 /// Reads the certificates again whenever somebody asks for it (`systemctl reload spothop`). New connections notice changed files by

@@ -5,11 +5,38 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, de};
 
 /// `[notice]`: one table per cloud.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Notice {
+    /// What to do when a cloud says that it is likelier than usual that it takes this host away (AWS's rebalance recommendation).
+    /// Default: `prepare`.
+    pub likely: Likely,
+    /// With `likely = "evacuate"`: containers do not leave because of that again within this time, nor when one has come here within it,
+    /// so that none goes to and fro. Default: 30 min.
+    #[serde(deserialize_with = "super::positive_duration")]
+    pub likely_cooldown: Duration,
     /// Amazon EC2's instance metadata service.
     pub aws: AwsNotice,
+}
+
+impl Default for Notice {
+    fn default() -> Self {
+        Self { likely: Likely::default(), likely_cooldown: Duration::from_secs(30 * 60), aws: AwsNotice::default() }
+    }
+}
+
+/// What to do about a notice that is only likely to come true.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Likely {
+    /// Show it, and go on.
+    Ignore,
+    /// Take no more containers (but from hosts that are taken away for certain), and have the hosts to which this host's would go get
+    /// their images.
+    #[default]
+    Prepare,
+    /// Move all containers away, without a deadline.
+    Evacuate,
 }
 
 /// `[notice.aws]`.
@@ -24,6 +51,9 @@ pub struct AwsNotice {
     /// Time between two polls. Default: 1 s; AWS recommends every 5 s, and the notice is only 120 s at best.
     #[serde(deserialize_with = "super::positive_duration")]
     pub poll_interval: Duration,
+    /// Containers leave so long before a maintenance that EC2 has scheduled, which it does days ahead. Default: 10 min.
+    #[serde(deserialize_with = "super::positive_duration")]
+    pub maintenance_lead: Duration,
 }
 
 impl Default for AwsNotice {
@@ -32,6 +62,7 @@ impl Default for AwsNotice {
             enabled: true,
             endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
             poll_interval: Duration::from_secs(1),
+            maintenance_lead: Duration::from_secs(10 * 60),
         }
     }
 }

@@ -38,10 +38,14 @@ fn every_key_is_read() {
         address = "[fd00::3]:7079"
         [tls]
         dir = "/tls"
+        [notice]
+        likely = "evacuate"
+        likely_cooldown = "1h"
         [notice.aws]
         enabled = false
         endpoints = ["http://127.0.0.1:1338"]
         poll_interval = "500ms"
+        maintenance_lead = "1h"
         [provider.aws]
         enabled = false
         [limits]
@@ -64,6 +68,7 @@ fn every_key_is_read() {
     assert_eq!(config.host.advertise.as_ref().map(ToString::to_string), Some("a.example:7077".to_owned()));
     assert_eq!(config.limits.memory_reserve, 1 << 30);
     assert_eq!(config.notice.aws.poll_interval, Duration::from_millis(500));
+    assert_eq!(config.notice.likely, Likely::Evacuate);
     assert_eq!(config.transfer.connections, 8);
     assert_eq!(config.criu.runc, Path::new("/opt/runc"));
 }
