@@ -17,12 +17,42 @@ pub struct Notice {
     pub likely_cooldown: Duration,
     /// Amazon EC2's instance metadata service.
     pub aws: AwsNotice,
+    /// A queue of Amazon SQS into which EventBridge puts what happens to instances.
+    pub sqs: SqsNotice,
 }
 
 impl Default for Notice {
     fn default() -> Self {
-        Self { likely: Likely::default(), likely_cooldown: Duration::from_secs(30 * 60), aws: AwsNotice::default() }
+        Self {
+            likely: Likely::default(),
+            likely_cooldown: Duration::from_secs(30 * 60),
+            aws: AwsNotice::default(),
+            sqs: SqsNotice::default(),
+        }
     }
+}
+
+/// `[notice.sqs]`. Credentials, profiles and endpoints are those of AWS's own SDK.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SqsNotice {
+    /// The queue's URL, as AWS shows it. Default: none, and nothing is asked.
+    #[serde(deserialize_with = "queue_url")]
+    pub queue_url: Option<String>,
+    /// What becomes of messages about other instances. Default: `keep`.
+    pub others: Others,
+}
+
+/// What becomes of messages that are not for this host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Others {
+    /// They are handed back at once, for the hosts that they are about. Every host that looks at a message counts as an attempt to the
+    /// queue's dead-letter policy.
+    #[default]
+    Keep,
+    /// They are deleted: this queue is this host's alone.
+    Delete,
 }
 
 /// What to do about a notice that is only likely to come true.
@@ -64,6 +94,17 @@ impl Default for AwsNotice {
             poll_interval: Duration::from_secs(1),
             maintenance_lead: Duration::from_secs(10 * 60),
         }
+    }
+}
+
+fn queue_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let url = String::deserialize(deserializer)?;
+    let complete = |rest: &str| rest.split('/').filter(|part| !part.is_empty()).count() >= 2;
+    match url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")) {
+        Some(rest) if complete(rest) => Ok(Some(url)),
+        _ => Err(de::Error::custom(format_args!(
+            "`{url}` is not the URL of a queue, such as \"https://sqs.eu-central-1.amazonaws.com/123456789012/notices\""
+        ))),
     }
 }
 

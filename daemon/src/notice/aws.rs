@@ -400,7 +400,7 @@ impl InstanceAction {
 
 /// The id, if that is what the text can be (`i-` and hexadecimal digits at EC2; imitations are less strict). It becomes part
 /// of a notice's id and is shown, so it has no odd characters.
-fn plain_id(text: &str) -> Option<String> {
+pub(super) fn plain_id(text: &str) -> Option<String> {
     let id = text.trim();
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
     ((1..=128).contains(&id.len()) && id.chars().all(plain)).then(|| id.to_owned())

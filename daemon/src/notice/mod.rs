@@ -10,6 +10,10 @@
 
 pub mod aws;
 mod complaint;
+#[cfg(any(feature = "aws", test))]
+mod eventbridge;
+#[cfg(any(feature = "aws", test))]
+pub mod sqs;
 
 use std::fmt;
 use std::sync::Arc;

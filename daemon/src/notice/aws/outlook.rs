@@ -78,7 +78,7 @@ pub(super) struct Reading<'a> {
 }
 
 /// "EC2 instance rebalance recommendation": likelier than usual to be interrupted, at a time that nobody knows.
-pub(super) fn rebalance(instance: &str, received: Timestamp) -> Notice {
+pub(in crate::notice) fn rebalance(instance: &str, received: Timestamp) -> Notice {
     Notice {
         id: format!("{}:{instance}:rebalance", Cloud::Aws),
         cloud: Cloud::Aws,
@@ -91,7 +91,7 @@ pub(super) fn rebalance(instance: &str, received: Timestamp) -> Notice {
 }
 
 /// The Auto Scaling group terminates it, when its lifecycle hooks have ended: at once if there is none.
-pub(super) fn scale_in(instance: &str, received: Timestamp) -> Notice {
+pub(in crate::notice) fn scale_in(instance: &str, received: Timestamp) -> Notice {
     let certain = rebalance(instance, received);
     let id = format!("{}:{instance}/autoscaling:{}", Cloud::Aws, Action::Terminate);
     Notice { id, certainty: Certainty::Certain, ..certain }
