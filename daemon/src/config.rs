@@ -22,7 +22,7 @@ mod notice;
 pub mod units;
 
 pub use memory::Memory;
-pub use notice::{AwsNotice, Notice};
+pub use notice::{AwsNotice, Likely, Notice, Others, SqsNotice};
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use sd_notify::NotifyState;
 use spothop_transfer::{Credentials, Listener, Options};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
@@ -19,9 +19,11 @@ use crate::api;
 use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{self, Journal, JournalError};
-use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, evacuation, peers, unpanicked};
+use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, heeding, peers, unpanicked};
 use crate::notice::aws::{AwsOptions, AwsSource};
-use crate::notice::{NoticeSource as _, aws::AwsSourceError};
+#[cfg(feature = "aws")]
+use crate::notice::sqs::{self, SqsOptions, SqsSource};
+use crate::notice::{NoticeEvent, NoticeSource, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
 use crate::provider::Providers;
 
@@ -65,6 +67,19 @@ pub enum DaemonError {
     /// The source of notices.
     #[error(transparent)]
     Notice(#[from] AwsSourceError),
+    /// The queue's URL does not tell in which region it is.
+    #[cfg(feature = "aws")]
+    #[error(
+        "the region of the queue {url} is neither in its URL nor in AWS_REGION; write the URL as AWS shows it in [notice.sqs] queue_url"
+    )]
+    QueueRegion {
+        /// The URL.
+        url: String,
+    },
+    /// A queue is configured that this program cannot read.
+    #[cfg(not(feature = "aws"))]
+    #[error("[notice.sqs] needs a spothop that is built with its feature `aws`; this one is built without it")]
+    NoQueues,
     /// What was left unfinished.
     #[error("cannot take up unfinished migrations")]
     Recover(#[source] migration::Error),
@@ -105,7 +120,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
         .map_err(DaemonError::Listen)?;
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
-    watch_notices(&context)?;
+    watch_notices(&context).await?;
     let control = api::serve(Arc::clone(&context), socket);
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());
@@ -174,6 +189,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         program,
         since: Timestamp::now(),
         notices: Mutex::new(BTreeMap::new()),
+        departure: watch::Sender::new(None),
         moving: Mutex::new(HashSet::new()),
         released: Notify::new(),
         instance: Arc::default(),
@@ -182,20 +198,61 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
 }
 
 /// Starts every source of notices, and what heeds them.
-fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
+async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let (sender, events) = mpsc::channel(NOTICES);
+    let mut acknowledgers = heeding::Acknowledgers::new();
     let aws = &context.config.notice.aws;
     if aws.enabled {
         let source = AwsSource::new(AwsOptions {
             endpoints: aws.endpoints.clone(),
             poll_interval: aws.poll_interval,
+            maintenance_lead: aws.maintenance_lead,
             ..AwsOptions::default()
         })?
         .telling(Arc::clone(&context.instance));
-        tokio::spawn(Box::new(source).run(sender));
+        watch(Box::new(source), sender.clone(), &mut acknowledgers);
     }
-    tokio::spawn(evacuation::heed(Arc::clone(context), events));
+    if context.config.notice.sqs.queue_url.is_some() {
+        watch_queue(context, sender, &mut acknowledgers).await?;
+    }
+    tokio::spawn(heeding::heed(Arc::clone(context), events, acknowledgers));
     Ok(())
+}
+
+#[cfg(feature = "aws")]
+async fn watch_queue(
+    context: &Arc<Context>,
+    events: mpsc::Sender<NoticeEvent>,
+    acknowledgers: &mut heeding::Acknowledgers,
+) -> Result<(), DaemonError> {
+    let config = &context.config.notice;
+    let Some(url) = &config.sqs.queue_url else { return Ok(()) };
+    let region = sqs::region(url).ok_or_else(|| DaemonError::QueueRegion { url: url.clone() })?;
+    let queue = spothop_aws::Queue::new(spothop_aws::Access::Environment, url, &region).await;
+    let options = SqsOptions {
+        others: config.sqs.others,
+        maintenance_lead: config.aws.maintenance_lead,
+        ..SqsOptions::default()
+    };
+    let source = SqsSource::new(queue, Arc::clone(&context.instance), options);
+    watch(Box::new(source), events, acknowledgers);
+    Ok(())
+}
+
+#[cfg(not(feature = "aws"))]
+async fn watch_queue(
+    _: &Arc<Context>,
+    _: mpsc::Sender<NoticeEvent>,
+    _: &mut heeding::Acknowledgers,
+) -> Result<(), DaemonError> {
+    Err(DaemonError::NoQueues)
+}
+
+fn watch(source: Box<dyn NoticeSource>, events: mpsc::Sender<NoticeEvent>, acknowledgers: &mut heeding::Acknowledgers) {
+    if let Some(acknowledger) = source.acknowledger() {
+        acknowledgers.insert(source.name(), acknowledger);
+    }
+    tokio::spawn(source.run(events));
 }
 
 /// Reads the certificates again whenever somebody asks for it (`systemctl reload spothop`). New connections notice changed files by

@@ -110,7 +110,7 @@ pub async fn container(context: &Context, name: &str) -> Result<Candidate, Error
 
 /// Asks all peers at once what they are and whether they could take containers with these images.
 pub async fn hosts(context: &Arc<Context>, images: Vec<Image>) -> Vec<Host> {
-    let probe = Probe { cpuinfo: context.capacity.cpuinfo(), images };
+    let probe = Probe { cpuinfo: context.capacity.cpuinfo(), images, urgent: context.is_leaving() };
     join_all(context.config.peers.iter().map(|peer| {
         let probe = probe.clone();
         async move {

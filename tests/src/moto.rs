@@ -36,6 +36,21 @@ else:
 print(*ids)
 "#;
 
+/// What a test does to queues: makes one and prints its URL, puts a message into it, or counts what it holds.
+const QUEUE: &str = r#"
+import sys, boto3
+verb, endpoint, region, *words = sys.argv[1:]
+sqs = boto3.client("sqs", region_name=region, endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+if verb == "make":
+    print(sqs.create_queue(QueueName=words[0])["QueueUrl"])
+elif verb == "send":
+    sqs.send_message(QueueUrl=words[0], MessageBody=words[1])
+else:
+    names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
+    attributes = sqs.get_queue_attributes(QueueUrl=words[0], AttributeNames=names)["Attributes"]
+    print(*(attributes[name] for name in names))
+"#;
+
 /// Installs moto in a virtual environment of its own below the cache, unless it is there, and returns that directory.
 ///
 /// # Errors
@@ -130,10 +145,38 @@ impl Moto {
         self.ec2("terminate", Some(id)).map(drop)
     }
 
+    /// Makes a queue of SQS and returns its URL.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn make_queue(&self, name: &str) -> Result<String> {
+        self.call(QUEUE, "make", &[name])
+    }
+
+    /// Puts a message into a queue.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn send(&self, queue: &str, body: &str) -> Result<()> {
+        self.call(QUEUE, "send", &[queue, body]).map(drop)
+    }
+
+    /// How many messages of a queue can be had, and how many somebody has: `1 0`.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn count(&self, queue: &str) -> Result<String> {
+        self.call(QUEUE, "count", &[queue])
+    }
+
     fn ec2(&self, verb: &str, id: Option<&str>) -> Result<String> {
+        self.call(VERB, verb, id.as_slice())
+    }
+
+    fn call(&self, program: &str, verb: &str, words: &[&str]) -> Result<String> {
         let python = self.place.join("bin/python").to_string_lossy().into_owned();
         let mut call = within(self.network.as_deref(), &python);
-        let said = run(call.args(["-c", VERB, verb, &self.endpoint, REGION]).args(id))?;
+        let said = run(call.args(["-c", program, verb, &self.endpoint, REGION]).args(words))?;
         Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 }

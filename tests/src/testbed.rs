@@ -17,6 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::command::run;
 use crate::error::{Context, Error, Result, system};
 use crate::host::{self, Role, Spec, root};
+use crate::imds::ahead::Document;
 use crate::imds::control::{Request, ask};
 use crate::imds::{Action, Instance, Notice};
 use crate::layout::{
@@ -156,6 +157,27 @@ impl Testbed {
         let notice = Notice { action, time };
         ask(host, &self.layout.imds_socket(host), Request::Notice(notice))?;
         Ok(notice)
+    }
+
+    /// Lets the metadata service of a host tell what is ahead of the instance.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn foretell(&self, host: &str, document: Document) -> Result<()> {
+        self.say(host, document.path, Some(document.body))
+    }
+
+    /// Takes it back.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn recant(&self, host: &str, document: &Document) -> Result<()> {
+        self.say(host, document.path, None)
+    }
+
+    fn say(&self, host: &str, path: &str, body: Option<String>) -> Result<()> {
+        self.state.host(host)?;
+        ask(host, &self.layout.imds_socket(host), Request::Document { path: path.to_owned(), body })
     }
 
     /// Takes a host's notice back.

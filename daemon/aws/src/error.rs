@@ -37,9 +37,11 @@ const THROTTLED: [&str; 5] =
 pub enum Error {
     /// Nothing to sign with.
     #[error(
-        "there are no AWS credentials: give this instance a role that allows ec2:DescribeInstances, or the daemon's environment an access key ({detail})"
+        "there are no AWS credentials: give this instance a role that allows {action}, or the daemon's environment an access key ({detail})"
     )]
     NoCredentials {
+        /// The permission that is needed, such as `ec2:DescribeInstances`.
+        action: &'static str,
         /// The SDK's words.
         detail: String,
     },
@@ -121,7 +123,7 @@ impl Error {
         let detail = quote(&DisplayErrorContext(&error).to_string());
         match credentials(&error) {
             Some(CredentialsError::ProviderTimedOut(_)) => Self::TimedOut { limit },
-            Some(failure) => Self::NoCredentials { detail: quote(&chain(failure)) },
+            Some(failure) => Self::NoCredentials { action, detail: quote(&chain(failure)) },
             None if timed_out => Self::TimedOut { limit },
             None if matches!(&error, SdkError::ResponseError(_) | SdkError::ServiceError(_)) => {
                 Self::Nonsense { detail }

@@ -1,10 +1,10 @@
-//! What Amazon EC2's API says of an instance, through AWS's own SDK.
+//! What Amazon EC2's API says of an instance, and what a queue of SQS holds, through AWS's own SDK.
 //!
 //! A crate of its own because of that SDK: it takes minutes to build, so it must not be rebuilt with anything that changes
 //! often, nor stand in the way of whoever builds the daemon without it. It knows nothing of migrations; what an answer means for
 //! them is said in the daemon's `provider`.
 //!
-//! Two calls, both of which only read:
+//! Two calls to EC2 and STS, both of which only read (for the queue's see [`Queue`]):
 //! - `DescribeInstances` with one id, which needs the permission `ec2:DescribeInstances`;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
@@ -13,6 +13,7 @@
 //! stands between is one more that could answer for EC2.
 
 mod error;
+mod sqs;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,7 @@ use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 use tokio::time::timeout;
 
 pub use error::Error;
+pub use sqs::{Message, Queue};
 
 /// Time that one question may take, with credentials, connection and retries.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -95,39 +97,7 @@ impl Ec2 {
     }
 
     async fn with_limit(access: Access, limit: Duration) -> Self {
-        let loader = match access {
-            Access::Environment => {
-                let config = ProviderConfig::without_region().with_http_client(http());
-                // The SDK's own patience is four attempts and tens of seconds. A metadata service is on the same machine.
-                let second = Duration::from_secs(1);
-                let role = imds::Client::builder()
-                    .configure(&config)
-                    .max_attempts(1)
-                    .connect_timeout(second)
-                    .read_timeout(second)
-                    .build();
-                let chain = DefaultCredentialsChain::builder().configure(config).imds_client(role).build().await;
-                aws_config::defaults(BehaviorVersion::latest()).credentials_provider(chain)
-            }
-            Access::Imitation { endpoint, keys: (id, secret) } => aws_config::defaults(BehaviorVersion::latest())
-                .endpoint_url(endpoint)
-                .credentials_provider(Credentials::new(id, secret, None, None, "imitation")),
-        };
-        Self::load(loader, limit).await
-    }
-
-    /// With somebody's credentials, and our own patience.
-    async fn load(loader: ConfigLoader, limit: Duration) -> Self {
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(limit * 2 / 5)
-            .operation_attempt_timeout(limit * 2 / 5)
-            .operation_timeout(limit)
-            .build();
-        let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
-        // Every question names its own region; without one the SDK would ask the metadata service.
-        let region = Region::from_static("us-east-1");
-        let loader = loader.http_client(http()).region(region).retry_config(retries).timeout_config(timeouts);
-        Self { config: loader.load().await, limit }
+        Self { config: sdk(access, limit).await, limit }
     }
 
     /// The state of the instance with this id in this region; `None` when EC2 says that these credentials' account has no such
@@ -162,6 +132,43 @@ impl Ec2 {
             Err(error) => Err(Error::of("sts:GetCallerIdentity", self.limit, error)),
         }
     }
+}
+
+/// What every client of one of AWS's services is made of.
+async fn sdk(access: Access, limit: Duration) -> SdkConfig {
+    let loader = match access {
+        Access::Environment => {
+            let config = ProviderConfig::without_region().with_http_client(http());
+            // The SDK's own patience is four attempts and tens of seconds. A metadata service is on the same machine.
+            let second = Duration::from_secs(1);
+            let role = imds::Client::builder()
+                .configure(&config)
+                .max_attempts(1)
+                .connect_timeout(second)
+                .read_timeout(second)
+                .build();
+            let chain = DefaultCredentialsChain::builder().configure(config).imds_client(role).build().await;
+            aws_config::defaults(BehaviorVersion::latest()).credentials_provider(chain)
+        }
+        Access::Imitation { endpoint, keys: (id, secret) } => aws_config::defaults(BehaviorVersion::latest())
+            .endpoint_url(endpoint)
+            .credentials_provider(Credentials::new(id, secret, None, None, "imitation")),
+    };
+    load(loader, limit).await
+}
+
+/// With somebody's credentials, and our own patience.
+async fn load(loader: ConfigLoader, limit: Duration) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(limit * 2 / 5)
+        .operation_attempt_timeout(limit * 2 / 5)
+        .operation_timeout(limit)
+        .build();
+    let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
+    // Every question names its own region; without one the SDK would ask the metadata service.
+    let region = Region::from_static("us-east-1");
+    let loader = loader.http_client(http()).region(region).retry_config(retries).timeout_config(timeouts);
+    loader.load().await
 }
 
 fn http() -> SharedHttpClient {

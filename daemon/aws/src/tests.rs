@@ -119,7 +119,8 @@ async fn a_machine_without_credentials_is_told_what_to_give_it() {
         Err(CredentialsError::not_loaded("no providers in chain provided credentials"))
     });
     let loader = aws_config::defaults(BehaviorVersion::latest()).endpoint_url("http://127.0.0.1:9");
-    let ec2 = Ec2::load(loader.credentials_provider(none), PATIENCE).await;
+    let config = load(loader.credentials_provider(none), PATIENCE).await;
+    let ec2 = Ec2 { config, limit: PATIENCE };
     let error = ec2.instance_state(REGION, ID).await.expect_err("an error");
     assert!(matches!(error, Error::NoCredentials { .. }), "{error:?}");
     assert!(error.to_string().contains("give this instance a role that allows ec2:DescribeInstances"), "{error}");

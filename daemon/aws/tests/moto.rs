@@ -1,7 +1,9 @@
 //! EC2 and STS as moto imitates them: a server of somebody else's, with states that change as instances are stopped and
 //! terminated.
 
-use spothop_aws::{Access, Ec2, InstanceState};
+use std::time::Duration;
+
+use spothop_aws::{Access, Ec2, InstanceState, Queue};
 use spothop_tests::moto::{ACCOUNT, Moto, REGION};
 
 fn moto() -> Moto {
@@ -43,4 +45,29 @@ async fn a_server_that_is_gone_is_an_error_and_no_answer() {
     drop(moto);
     let error = ec2.instance_state(REGION, &id).await.expect_err("nobody is there");
     assert!(matches!(error, spothop_aws::Error::NoAnswer { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn messages_are_received_given_back_and_deleted() {
+    let moto = moto();
+    let url = moto.make_queue("notices").unwrap();
+    let keys = ("key".to_owned(), "secret".to_owned());
+    let access = Access::Imitation { endpoint: moto.endpoint().to_owned(), keys };
+    let queue = Queue::new(access, &url, REGION).await;
+    moto.send(&url, "ours").unwrap();
+    let first = queue.receive().await.unwrap();
+    assert_eq!(first.iter().map(|message| message.body.as_str()).collect::<Vec<_>>(), ["ours"]);
+    assert_eq!(moto.count(&url).unwrap(), "0 1", "nobody else gets it for now");
+    queue.set_visibility(&first[0].receipt, Duration::ZERO).await.unwrap();
+    let again = queue.receive().await.unwrap();
+    assert_eq!(again[0].body, "ours");
+    queue.delete(&again[0].receipt).await.unwrap();
+    assert_eq!(moto.count(&url).unwrap(), "0 0");
+    let nowhere = Queue::new(
+        Access::Imitation { endpoint: moto.endpoint().to_owned(), keys: ("key".to_owned(), "secret".to_owned()) },
+        &url.replace("notices", "nowhere"),
+        REGION,
+    );
+    let error = nowhere.await.receive().await.expect_err("no such queue");
+    assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
 }

@@ -178,12 +178,12 @@ async fn hosts(State(context): State<Arc<Context>>) -> Answer<Vec<HostView>> {
 
 async fn plan(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<spothop_policy::Plan> {
     let PlanRequest { container, to, budget } = body(&bytes)?;
-    Ok(Json(evacuation::plan(&context, &Question { container, to, budget }).await?.plan))
+    Ok(Json(evacuation::plan(&context, &Question { container, to, budget, ..Question::default() }).await?.plan))
 }
 
 async fn migrate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Accepted> {
     let MigrateRequest { container, to } = body(&bytes)?;
-    let question = Question { container: Some(container), to, budget: None };
+    let question = Question { container: Some(container), to, ..Question::default() };
     let planned = evacuation::plan(&context, &question).await?;
     if let Some(stay) = planned.plan.stays.first() {
         let message = format!("container {} cannot be moved: {}", stay.name, stay.reasons().join("; "));

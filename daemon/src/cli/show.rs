@@ -126,8 +126,8 @@ pub(super) fn status(status: &Status, now: Timestamp, zone: &TimeZone) -> String
         let deadline = notice
             .deadline
             .map_or_else(|| "at any moment".to_owned(), |at| format!("at {} ({})", time(at, zone), left(at, now)));
-        let _ =
-            writeln!(out, "NOTICE: {} will {} this host ({}) {deadline}", notice.cloud, notice.action, notice.instance);
+        let (cloud, action, instance, certainty) = (notice.cloud, notice.action, &notice.instance, notice.certainty);
+        let _ = writeln!(out, "NOTICE: {cloud} {certainty} {action} this host ({instance}) {deadline}");
     }
     if status.notices.is_empty() {
         out.push_str("no interruption notice\n");

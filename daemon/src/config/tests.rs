@@ -38,10 +38,17 @@ fn every_key_is_read() {
         address = "[fd00::3]:7079"
         [tls]
         dir = "/tls"
+        [notice]
+        likely = "evacuate"
+        likely_cooldown = "1h"
         [notice.aws]
         enabled = false
         endpoints = ["http://127.0.0.1:1338"]
         poll_interval = "500ms"
+        maintenance_lead = "1h"
+        [notice.sqs]
+        queue_url = "https://sqs.eu-central-1.amazonaws.com/123456789012/notices"
+        others = "delete"
         [provider.aws]
         enabled = false
         [limits]
@@ -64,6 +71,7 @@ fn every_key_is_read() {
     assert_eq!(config.host.advertise.as_ref().map(ToString::to_string), Some("a.example:7077".to_owned()));
     assert_eq!(config.limits.memory_reserve, 1 << 30);
     assert_eq!(config.notice.aws.poll_interval, Duration::from_millis(500));
+    assert_eq!((config.notice.likely, config.notice.sqs.others), (Likely::Evacuate, Others::Delete));
     assert_eq!(config.transfer.connections, 8);
     assert_eq!(config.criu.runc, Path::new("/opt/runc"));
 }
@@ -124,6 +132,16 @@ fn a_bad_unit_is_refused_with_its_place() {
           |
         2 | poll_interval = "0s"
           |                 ^^^^
+    "#);
+}
+
+#[test]
+fn what_is_no_queue_is_refused_with_its_place() {
+    insta::assert_snapshot!(message("[notice.sqs]\nqueue_url = \"notices\"\n"), @r#"
+    /etc/spothop/config.toml:2:13: `notices` is not the URL of a queue, such as "https://sqs.eu-central-1.amazonaws.com/123456789012/notices"
+      |
+    2 | queue_url = "notices"
+      |             ^^^^^^^^^
     "#);
 }
 

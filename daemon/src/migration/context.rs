@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use jiff::Timestamp;
 use spothop_policy::Estimates;
 use spothop_transfer::Credentials;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
+use super::notices::Leave;
 use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Ways, Workspace};
 use crate::capacity::Capacity;
-use crate::config::Config;
+use crate::config::{Config, Likely};
 use crate::journal::{Journal, NewMigration};
-use crate::notice::Notice;
+use crate::notice::{Certainty, Notice};
 use crate::orchestrator::Orchestrator;
 use crate::provider::{Instance, Providers};
 
@@ -46,6 +47,8 @@ pub struct Context {
     pub since: Timestamp,
     /// The notices in force, by id.
     pub notices: Mutex<BTreeMap<String, Notice>>,
+    /// Set while this host is certainly to be left; told again whenever a notice comes or goes.
+    pub departure: watch::Sender<Option<Leave>>,
     /// Ids of the containers that are on their way.
     pub moving: Mutex<HashSet<String>>,
     /// Rings when one of them is not any more.
@@ -109,10 +112,19 @@ impl Context {
         self.notices.lock().unwrap_or_else(PoisonError::into_inner).contains_key(notice)
     }
 
-    /// The notice that takes this host away soonest, if one is in force.
+    /// The notice for which this host takes no containers, if one is in force: that which takes it away soonest. A source that is
+    /// itself taken away for certain (`urgent`) has nowhere better to go than to a host that is only likely to be.
     #[must_use]
-    pub fn notice(&self) -> Option<Notice> {
+    pub fn notice_against(&self, urgent: bool) -> Option<Notice> {
+        let heeds_likely = !urgent && self.config.notice.likely != Likely::Ignore;
         let notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
-        notices.values().min_by_key(|notice| notice.deadline).cloned()
+        let counts = |notice: &&Notice| heeds_likely || notice.certainty == Certainty::Certain;
+        notices.values().filter(counts).min_by_key(|notice| notice.deadline).cloned()
+    }
+
+    /// Whether this host is taken away for certain.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.departure.borrow().is_some()
     }
 }

@@ -77,6 +77,12 @@ pub enum Error {
         /// The notice's id.
         notice: String,
     },
+    /// There is no reason to move any more.
+    #[error("the notice {notice} was withdrawn before the container was frozen")]
+    Withdrawn {
+        /// The notice's id.
+        notice: String,
+    },
     /// The source asks for steps in an order that makes no sense.
     #[error("there is no container yet to do this to")]
     NotCreated,

@@ -1,7 +1,7 @@
 //! Several migrations in the order of a plan, each with its next best target when the best one refuses.
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -12,10 +12,11 @@ use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::moving::Moving;
-use super::{Context, Error, Job, MANUAL, chain};
+use super::notices::Leave;
+use super::{Context, Error, Job, chain};
 use crate::api::{Accepted, Outcome};
 use crate::inventory::{self, Candidate};
-use crate::notice::{Notice, NoticeEvent};
+use crate::orchestrator::Image;
 
 /// What to plan for.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,8 @@ pub struct Question {
     pub to: Option<String>,
     /// Time until this host is taken away.
     pub budget: Option<Duration>,
+    /// None of these, by id.
+    pub except: BTreeSet<String>,
 }
 
 /// A plan, and what it is about.
@@ -39,6 +42,14 @@ pub struct Planned {
     deadline: Option<Timestamp>,
 }
 
+impl Planned {
+    /// Which image each target will need.
+    pub(super) fn images(&self) -> impl Iterator<Item = (&str, &Image)> {
+        let image = |step: &'_ Move| self.candidates.get(&step.container).map(|candidate| &candidate.container.image);
+        self.plan.moves.iter().filter_map(move |step| Some((step.target.as_str(), image(step)?)))
+    }
+}
+
 /// Looks at containers and hosts, and asks the planner.
 ///
 /// # Errors
@@ -48,10 +59,11 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         return Err(Error::UnknownPeer { peer: peer.clone() });
     }
     let asked_at = Timestamp::now();
-    let candidates = match &question.container {
+    let mut candidates = match &question.container {
         Some(name) => vec![inventory::container(context, name).await?],
         None => inventory::containers(context).await?,
     };
+    candidates.retain(|candidate| !question.except.contains(&candidate.container.id));
     let images = candidates.iter().map(|candidate| candidate.container.image.clone()).collect();
     let mut hosts = inventory::hosts(context, images).await;
     hosts.retain(|host| question.to.as_ref().is_none_or(|name| *name == host.name));
@@ -72,53 +84,56 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
     })
 }
 
-/// Begins every move of the plan in its order, `limits.max_concurrent` at a time, and returns their ids.
+/// Begins every move of the plan in its order, `limits.max_concurrent` at a time, and returns their ids. On somebody's behalf: `cause` is
+/// what the migrations name.
 ///
-/// A container that is moving already is left to its first migration; if that fails, a notice takes it up again.
+/// A container that is moving already is left to its first migration.
 #[must_use]
-pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accepted {
+pub fn begin(context: &Arc<Context>, planned: Planned, cause: &str) -> Accepted {
+    for stay in &planned.plan.stays {
+        warn!(container = stay.name, reasons = stay.reasons().join("; "), "this container stays");
+    }
+    let turns = Arc::new(Semaphore::new(context.config.limits.max_concurrent));
+    let errand = Errand::Asked { cause: cause.to_owned(), deadline: planned.deadline };
+    begin_for(context, planned, &errand, &turns)
+}
+
+/// The same on anybody's behalf, with turns that several of them share.
+pub(super) fn begin_for(
+    context: &Arc<Context>,
+    mut planned: Planned,
+    errand: &Errand,
+    turns: &Arc<Semaphore>,
+) -> Accepted {
     let mut movers = Vec::new();
     for step in &planned.plan.moves {
         let Some(candidate) = planned.candidates.remove(&step.container) else { continue };
+        let Some(moving) = Moving::claim(context, &step.container) else {
+            info!(container = step.name, "already moving");
+            continue;
+        };
         let mover = Mover {
             context: Arc::clone(context),
             id: Uuid::now_v7().to_string(),
             memory_bytes: candidate.memory_bytes,
             step: step.clone(),
             estimates: Arc::clone(&planned.estimates),
-            cause: cause.to_owned(),
-            deadline: planned.deadline,
+            errand: errand.clone(),
         };
-        match Moving::claim(context, &step.container) {
-            Some(moving) => movers.push((mover, moving)),
-            None if cause == MANUAL => info!(container = step.name, "already moving"),
-            None => {
-                info!(container = step.name, "moves already; if it comes back, it is moved again");
-                let context = Arc::clone(context);
-                tokio::spawn(async move {
-                    let moving = Moving::wait(&context, &mover.step.container).await;
-                    if context.is_in_force(&mover.cause) {
-                        mover.run(moving).await;
-                    }
-                });
-            }
-        }
+        movers.push((mover, moving));
     }
     let migrations = movers.iter().map(|(mover, _)| mover.id.clone()).collect();
-    let turns = Arc::new(Semaphore::new(context.config.limits.max_concurrent));
+    let turns = Arc::clone(turns);
     tokio::spawn(async move {
         for (mover, moving) in movers {
             // Never closed, so there always is a turn.
             let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
             tokio::spawn(async move {
-                mover.run(moving).await;
+                mover.go(moving).await;
                 drop(turn);
             });
         }
     });
-    for stay in &planned.plan.stays {
-        warn!(container = stay.name, reasons = stay.reasons().join("; "), "this container stays");
-    }
     Accepted { migrations, plan: planned.plan }
 }
 
@@ -128,36 +143,47 @@ pub async fn until_free(context: &Arc<Context>, container: &str, limit: Duration
     let _ = timeout(limit, Moving::wait(context, container)).await;
 }
 
-/// Answers notices: a plan under the notice's deadline, begun at once.
-pub async fn heed(context: Arc<Context>, mut events: mpsc::Receiver<NoticeEvent>) {
-    while let Some(event) = events.recv().await {
-        match event {
-            NoticeEvent::Noticed(notice) => {
-                warn!(%notice, "this host will be taken away");
-                let known = {
-                    let mut notices = context.notices.lock().unwrap_or_else(PoisonError::into_inner);
-                    notices.insert(notice.id.clone(), notice.clone()).is_some()
-                };
-                if !known {
-                    tokio::spawn(evacuate(Arc::clone(&context), notice));
-                }
-            }
-            NoticeEvent::Cancelled { id } => {
-                warn!(notice = id, "the notice was withdrawn; migrations that have begun go on");
-                context.notices.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            }
-        }
-    }
+/// On whose behalf containers move.
+#[derive(Debug, Clone)]
+pub(super) enum Errand {
+    /// Somebody's, who may have named a deadline.
+    Asked { cause: String, deadline: Option<Timestamp> },
+    /// A notice's; told of every end.
+    Noticed { leave: Leave, ends: mpsc::UnboundedSender<End> },
 }
 
-async fn evacuate(context: Arc<Context>, notice: Notice) {
-    let question = Question { budget: notice.lead_time(Timestamp::now()), ..Question::default() };
-    match plan(&context, &question).await {
-        Ok(planned) => {
-            let accepted = begin(&context, planned, &notice.id);
-            info!(notice = notice.id, migrations = ?accepted.migrations, "the evacuation has begun");
+/// How the moving of a container ended.
+#[derive(Debug)]
+pub(super) struct End {
+    /// Its id.
+    pub(super) container: String,
+    /// Whether it has failed and may be tried again.
+    pub(super) failed: bool,
+}
+
+impl Errand {
+    /// Why and until when one migration takes place that begins now; none when there is no reason any more.
+    fn occasion(&self, context: &Context) -> Option<(String, Option<Timestamp>)> {
+        match self {
+            Self::Asked { cause, deadline } => Some((cause.clone(), *deadline)),
+            Self::Noticed { leave, .. } => match &*context.departure.borrow() {
+                // Not what it was when this was planned: that may be void, and a target's fence must not rest on it.
+                Some(now) => Some((now.notice.clone(), now.deadline)),
+                None if !leave.certain && context.is_in_force(&leave.notice) => {
+                    Some((leave.notice.clone(), leave.deadline))
+                }
+                None => None,
+            },
         }
-        Err(failure) => error!(notice = notice.id, error = chain(&failure), "the evacuation could not be planned"),
+    }
+
+    /// Whether every host that would do is tried. Without haste only the first, because there is time for somebody to look at what went
+    /// wrong.
+    fn insists(&self) -> bool {
+        match self {
+            Self::Asked { deadline, .. } => deadline.is_some(),
+            Self::Noticed { leave, .. } => leave.certain,
+        }
     }
 }
 
@@ -167,23 +193,34 @@ struct Mover {
     memory_bytes: u64,
     step: Move,
     estimates: Arc<Estimates>,
-    cause: String,
-    deadline: Option<Timestamp>,
+    errand: Errand,
 }
 
 impl Mover {
-    /// Tries the plan's hosts in their order until one has the container; without a deadline only the first, because
-    /// there is time for somebody to look at what went wrong.
-    async fn run(self, _moving: Moving) {
-        let attempts = if self.deadline.is_some() { usize::MAX } else { 1 };
+    async fn go(self, moving: Moving) {
+        let failed = self.run().await;
+        drop(moving);
+        if let Errand::Noticed { ends, .. } = &self.errand {
+            // Whoever does not listen any more is at an end himself.
+            let _ = ends.send(End { container: self.step.container.clone(), failed });
+        }
+    }
+
+    /// Tries the plan's hosts in their order until one has the container; returns whether that has failed.
+    async fn run(&self) -> bool {
+        let attempts = if self.errand.insists() { usize::MAX } else { 1 };
         let mut id = self.id.clone();
         for host in self.step.candidates.iter().take(attempts) {
+            let Some((cause, deadline)) = self.errand.occasion(&self.context) else {
+                info!(container = self.step.name, "there is no reason to move it any more");
+                return false;
+            };
             // What the plan saw may be from the middle of an earlier migration, such as a restart policy that was held.
             let container = match self.context.engine.inspect(&self.step.container).await {
                 Ok(container) => container,
                 Err(failure) => {
                     warn!(container = self.step.name, error = chain(&failure), "the container is not moved");
-                    return;
+                    return true;
                 }
             };
             let job = Job {
@@ -195,22 +232,23 @@ impl Mover {
                 target: host.host.clone(),
                 predicted: host.predicted,
                 bytes_per_second: self.estimates.rates(&host.host).bytes_per_second,
-                cause: self.cause.clone(),
-                deadline: self.deadline,
+                cause,
+                deadline,
             };
             match super::run(Arc::clone(&self.context), job).await {
-                Ok(Outcome::Moved) => return,
+                Ok(Outcome::Moved) => return false,
                 Ok(Outcome::Aborted) => {}
                 Err(failure) => {
                     // The journal does not work: another attempt would not be recorded either.
                     error!(container = self.step.name, error = chain(&failure), "the migration could not be recorded");
-                    return;
+                    return true;
                 }
             }
-            if self.deadline.is_some_and(|deadline| Timestamp::now() >= deadline) {
-                return;
+            if deadline.is_some_and(|deadline| Timestamp::now() >= deadline) {
+                return true;
             }
         }
         warn!(container = self.step.name, "no host took the container; it goes on here");
+        true
     }
 }

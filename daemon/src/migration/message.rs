@@ -3,6 +3,7 @@
 //! ```text
 //! source                                   target
 //!   Probe ───────────────────────────────► Facts
+//!   Warm{shipped} [stream] ──────────────► ImageReady | ImageNeeded
 //!
 //!   Offer ───────────────────────────────► Accepted | Refused            Reserved
 //!   Image{shipped} [stream] ─────────────► ImageReady | ImageNeeded
@@ -56,6 +57,13 @@ pub enum Request {
     Offer(Box<Offer>),
     /// Have the image ready. If `shipped`, a stream with it follows (once the answer to the first was `ImageNeeded`).
     Image {
+        /// Whether the image comes along.
+        shipped: bool,
+    },
+    /// The same with no container on the way: one may come. A host of an earlier version takes it for nonsense.
+    Warm {
+        /// Which.
+        image: Box<Image>,
         /// Whether the image comes along.
         shipped: bool,
     },
@@ -171,6 +179,9 @@ pub struct Probe {
     /// Images of the containers that look for a place; the answer names those that are there already.
     #[serde(default, deserialize_with = "images")]
     pub images: Vec<Image>,
+    /// Whether the source is certainly taken away.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub urgent: bool,
 }
 
 /// A container that wants to move.
@@ -199,6 +210,9 @@ pub struct Offer {
     /// Which instance of a cloud the source is, where it knows: the target asks that cloud when the source falls silent.
     #[serde(default)]
     pub instance: Option<Instance>,
+    /// Whether the source is certainly taken away.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub urgent: bool,
 }
 
 /// A migration's id becomes part of paths: of another host's words only what is one is taken.
@@ -310,6 +324,7 @@ mod tests {
             descriptors: vec!["pipe:[1]".into()],
             post_copy: false,
             instance: None,
+            urgent: false,
         }
     }
 
@@ -401,8 +416,21 @@ mod tests {
     }
 
     #[test]
+    fn a_source_that_is_in_no_hurry_says_what_it_said_before() {
+        assert!(!serde_json::to_string(&offer()).unwrap().contains("urgent"));
+        let earlier = serde_json::to_value(offer()).unwrap();
+        assert!(!serde_json::from_value::<Offer>(earlier).unwrap().urgent);
+        assert!(!serde_json::to_string(&Probe::default()).unwrap().contains("urgent"));
+        let image = Box::new(offer().recipe.image);
+        let warm = serde_json::to_value(Request::Warm { image: image.clone(), shipped: true }).unwrap();
+        assert_eq!(warm["request"], "warm");
+        let heard: Request = serde_json::from_value(warm).unwrap();
+        assert!(matches!(heard, Request::Warm { image: heard, shipped: true } if heard == image));
+    }
+
+    #[test]
     fn a_probe_asks_for_a_limited_number_of_images() {
-        let probe = |count| Probe { cpuinfo: None, images: vec![offer().recipe.image; count] };
+        let probe = |count| Probe { images: vec![offer().recipe.image; count], ..Probe::default() };
         let again = |probe: Probe| serde_json::from_value::<Probe>(serde_json::to_value(probe).unwrap());
         assert_eq!(again(probe(MOST_IMAGES)).unwrap().images.len(), MOST_IMAGES);
         again(probe(MOST_IMAGES + 1)).unwrap_err();

@@ -13,6 +13,8 @@
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
 //! | `resolve` | a person's word for a migration whose other host is gone for good |
 //! | `evacuation` | several migrations, in the plan's order |
+//! | `notices`, `heeding`, `limit` | what this host was told of its end, what is done about it, and how it bears on a migration under way |
+//! | `images` | what a target needs before anything else, also of a container that only may come |
 //! | `meter` | what the source counts, for the predictions of the next |
 //!
 //! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
@@ -31,12 +33,16 @@ mod filling;
 pub mod fuzzing;
 pub mod gate;
 mod handoff;
+pub mod heeding;
+mod images;
 mod lending;
+mod limit;
 mod logs;
 mod memory;
 pub mod message;
 mod meter;
 mod moving;
+mod notices;
 mod outgoing;
 mod packing;
 pub mod peers;
@@ -61,6 +67,7 @@ pub use self::conversation::Conversation;
 pub use self::error::{Error, chain};
 pub use self::filling::MEMORY_LOST;
 pub use self::logs::{CriuLog, Logs};
+pub use self::notices::Leave;
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};
 pub use self::step::{Step, Task};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use spothop_criu::memory::{MOST_OWED, can_be_owed, holes, write_owed};
 use spothop_policy::post_copy;
@@ -10,6 +10,7 @@ use spothop_policy::rounds::{self, Round};
 use tokio::task::spawn_blocking;
 use tracing::info;
 
+use super::limit::Limit;
 use super::memory::{Batch, Memory, Pace, Stage};
 use super::message::Request;
 use super::meter::{Meter, What};
@@ -25,7 +26,7 @@ pub(super) struct Outgoing<'a> {
     /// None where CRIU dumps it.
     memory: Option<Arc<Mutex<Memory>>>,
     meter: &'a Meter,
-    commit_by: Instant,
+    limit: &'a Limit,
     /// What the rounds of pre-copy have shown.
     rounds: Vec<Round>,
     /// Whether memory may follow when the container runs already, and whether it does.
@@ -39,10 +40,10 @@ impl<'a> Outgoing<'a> {
         track: &'a Track,
         job: &'a Job,
         meter: &'a Meter,
-        commit_by: Instant,
+        limit: &'a Limit,
     ) -> Self {
         let memory = context.ways.outgoing(job.init_pid).map(|memory| Arc::new(Mutex::new(memory)));
-        Self { context, track, job, memory, meter, commit_by, rounds: Vec::new(), may_follow: false, follows: false }
+        Self { context, track, job, memory, meter, limit, rounds: Vec::new(), may_follow: false, follows: false }
     }
 
     /// Target and container are such that memory may follow.
@@ -59,17 +60,17 @@ impl<'a> Outgoing<'a> {
     pub(super) async fn send_running(&mut self, target: &mut Conversation) -> Result<(), Error> {
         let mut left = self.look(Memory::look).await?;
         let mut rounds = Vec::new();
-        let mut another = rounds::first(left, self.job.bytes_per_second, self.time_left());
+        let mut another = rounds::first(left, self.job.bytes_per_second, self.limit.left());
         while left > 0 && another.is_ok() {
             self.track.enter(Phase::PreCopy(rounds.len() as u32 + 1)).await?;
             let (began, sent_bytes) = (Instant::now(), left);
             // A deadline is no time to be modest.
-            let pace = self.job.deadline.is_none().then(|| Pace::new(self.context.config.memory.max_precopy_cpu));
+            let pace = (!self.limit.presses()).then(|| Pace::new(self.context.config.memory.max_precopy_cpu));
             self.send(target, |memory| memory.batch(Stage::Running, pace)).await?;
             let elapsed = began.elapsed();
             left = self.look(Memory::look).await?;
             rounds.push(Round { sent_bytes, elapsed, dirty_bytes: left });
-            another = rounds::another(&rounds, self.time_left());
+            another = rounds::another(&rounds, self.limit.left());
         }
         if let Err(enough) = another {
             info!(migration = %self.track.id, rounds = rounds.len(), left, ?enough, "the container is frozen now");
@@ -82,7 +83,7 @@ impl<'a> Outgoing<'a> {
     pub(super) async fn look_at_frozen(&mut self) -> Result<(), Error> {
         let left = self.look(Memory::look_at_frozen).await?;
         if self.may_follow {
-            let admitted = post_copy::may_follow(left, &self.rounds, self.time_left());
+            let admitted = post_copy::may_follow(left, &self.rounds, self.limit.left());
             self.follows = admitted.is_ok();
             match admitted {
                 Ok(sending) => {
@@ -122,11 +123,6 @@ impl<'a> Outgoing<'a> {
         };
         self.look(owe).await?;
         self.send_all(target, Stage::Dumped).await
-    }
-
-    /// Until COMMIT, when a notice sets the time.
-    fn time_left(&self) -> Option<Duration> {
-        self.job.deadline.map(|_| self.commit_by.saturating_duration_since(Instant::now()))
     }
 
     /// Looks at the memory; returns how much is to be sent, in bytes.

@@ -10,7 +10,7 @@ use tracing::info;
 use super::error::chain;
 use super::filling::Filling;
 use super::message::{Answer, Request};
-use super::{Context, Conversation, Error, Phase, Side, Track, Verdict, target};
+use super::{Context, Conversation, Error, Phase, Side, Track, Verdict, images, target};
 
 /// For a target to run what a source says (again) is committed.
 const RUN: Duration = Duration::from_secs(50);
@@ -35,7 +35,7 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
         let answer = match request {
             Request::Offer(offer) => return target::take(context, peer, *offer).await,
             Request::Probe(probe) => {
-                let notice = context.notice().map(|notice| notice.id);
+                let notice = context.notice_against(probe.urgent).map(|notice| notice.id);
                 context
                     .capacity
                     .facts(context.engine.as_ref(), &probe, notice)
@@ -43,6 +43,7 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
                     .map(|facts| Answer::Facts(Box::new(facts)))
                     .map_err(Error::from)
             }
+            Request::Warm { image, shipped } => images::warmed(&context, &mut peer, &image, shipped).await,
             Request::Ask { migration } => {
                 let track = of_peer(&context, &name, Side::Source, &migration).await;
                 async { Ok(Answer::Verdict { verdict: track?.verdict().await? }) }.await

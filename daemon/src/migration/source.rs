@@ -14,18 +14,19 @@ use spothop_criu::runtime_state::RuntimeState;
 use spothop_criu::{tasks, watches};
 use spothop_policy::Times;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
+use super::limit::{Brink, Limit};
 use super::memory;
 use super::message::{Answer, Offer, Request};
 use super::meter::{Meter, What};
 use super::outgoing::Outgoing;
 use super::target::tcp_mode;
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace, images};
 use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
@@ -35,17 +36,11 @@ use crate::setup::docker::RUNTIME_PATH;
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
 pub(super) const STEP: Duration = Duration::from_secs(60);
 
-/// For pulling an image or taking one in.
-const IMAGE: Duration = Duration::from_secs(600);
-
 /// Between two looks at memory that is being filled; of its end only its pager knows.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// How long a cgroup may take to freeze. Tasks in uninterruptible sleep (a hung NFS server) do not freeze at all.
 const FREEZE: Duration = Duration::from_secs(5);
-
-/// Before the deadline, COMMIT must be written at least this long: the target needs to hear it while this host is up.
-const LAST_MOMENT: Duration = Duration::from_secs(2);
 
 /// A container that is to move.
 #[derive(Debug, Clone)]
@@ -87,7 +82,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
             predicted: Some(job.predicted),
         })
         .await?;
-    let limit = time_to_commit(&context, job.deadline);
+    let (limit, brink) = (Limit::new(&context, job.deadline), Brink::default());
     let workspace = context.workspace(Side::Source, &job.id);
     let meter = Meter::default();
     let mut source = Source {
@@ -96,27 +91,23 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         job: &job,
         workspace,
         watched: Vec::new(),
-        memory: Outgoing::new(&context, &track, &job, &meter, Instant::now() + limit),
+        brink: &brink,
+        memory: Outgoing::new(&context, &track, &job, &meter, &limit),
         memory_bytes: job.memory_bytes,
         parent: None,
         meter: &meter,
         silencing: None,
         held: Held::default(),
     };
-    let restored = timeout(limit, source.until_restored()).await;
+    let restored = tokio::select! {
+        biased;
+        restored = source.until_restored() => restored,
+        limit = limit.passed() => Err(Error::TimedOut { step: "the migration", limit }),
+        () = brink.withdrawn(&context, &job) => Err(Error::Withdrawn { notice: job.cause.clone() }),
+    };
     let held = source.held;
     let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
-    Ok(ending.conclude(restored.unwrap_or(Err(Error::TimedOut { step: "the migration", limit })), held).await)
-}
-
-/// How long the migration may take until COMMIT.
-fn time_to_commit(context: &Context, deadline: Option<Timestamp>) -> Duration {
-    match deadline {
-        None => context.config.limits.manual_timeout,
-        Some(deadline) => Duration::try_from(deadline.duration_since(Timestamp::now()))
-            .unwrap_or(Duration::ZERO)
-            .saturating_sub(LAST_MOMENT),
-    }
+    Ok(ending.conclude(restored, held).await)
 }
 
 /// One attempt.
@@ -125,6 +116,8 @@ struct Source<'a> {
     track: &'a Track,
     job: &'a Job,
     workspace: Workspace,
+    /// Whether it may still be called off.
+    brink: &'a Brink,
     /// What the tasks watch, in the container's own paths.
     watched: Vec<PathBuf>,
     /// Their memory.
@@ -213,6 +206,7 @@ impl Source<'_> {
             descriptors: self.runtime_state().await?.descriptors,
             post_copy: may_follow,
             instance: self.context.instance.get().cloned(),
+            urgent: self.context.is_leaving(),
         }));
         match target.ask(&offer, "the reservation", STEP).await? {
             Answer::Accepted { post_copy } => {
@@ -240,27 +234,14 @@ impl Source<'_> {
     }
 
     async fn send_image(&self, target: &mut Conversation) -> Result<(), Error> {
-        const STEP_NAME: &str = "having the image ready";
-        match target.ask(&Request::Image { shipped: false }, STEP_NAME, IMAGE).await? {
-            Answer::ImageReady => return Ok(()),
-            Answer::ImageNeeded { reason } => {
-                info!(migration = %self.track.id, reason, "the image is shipped from here");
-            }
-            _ => return Err(target.out_of_turn(STEP_NAME)),
+        let (image, request) = (&self.job.container.image, |shipped| Request::Image { shipped });
+        let progress = self.track.progress("image", None);
+        let shipped = images::ship(self.context, target, image, request, &progress).await?;
+        if let Some((stats, began)) = shipped {
+            self.track.count(stats).await?;
+            self.meter.sent(What::Files, stats.raw_bytes, began);
         }
-        let image = &self.job.container.image;
-        let began = Instant::now();
-        let archive = self.context.engine.export_image(image).await?;
-        target.say(&Request::Image { shipped: true }).await?;
-        let stats = target.bulk().send_stream(archive, &self.track.progress("image", None)).await?;
-        self.track.count(stats).await?;
-        match target.answer(STEP_NAME, IMAGE).await? {
-            Answer::ImageReady => {
-                self.meter.sent(What::Files, stats.raw_bytes, began);
-                Ok(())
-            }
-            _ => Err(target.out_of_turn(STEP_NAME)),
-        }
+        Ok(())
     }
 
     /// Pass 1: all files, while the container runs.
@@ -334,6 +315,9 @@ impl Source<'_> {
     /// Downtime begins. Until [`Source::silence`] the kernel takes what clients have sent or are about to send: it goes along in the dump,
     /// and they need not send it again, for which TCP lets them wait 0.2 s at least.
     async fn freeze(&mut self) -> Result<(), Error> {
+        if !self.brink.freeze() {
+            return Err(Error::Withdrawn { notice: self.job.cause.clone() });
+        }
         let init_pid = self.job.init_pid;
         unpanicked(spawn_blocking(move || Freezer::of_pid(init_pid)?.freeze(FREEZE)).await)?;
         self.track.enter(Phase::Frozen).await

@@ -23,7 +23,7 @@ use super::moving::Moving;
 use super::outgoing::progress_name;
 use super::packing::{CLEARED, PACKED, unpack};
 use super::track::unpanicked;
-use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace};
+use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace, images};
 use crate::capacity::Reservation;
 use crate::files::{self, Place, Target as Way, TreeName};
 use crate::journal::NewMigration;
@@ -36,7 +36,7 @@ pub(super) const START: Duration = Duration::from_secs(60);
 const RESTORE: Duration = Duration::from_secs(300);
 
 /// More than this of files or image is refused, in bytes; the disk's room was looked at before.
-const MOST_BYTES: u64 = 1 << 42;
+pub(super) const MOST_BYTES: u64 = 1 << 42;
 
 /// A container that is coming.
 pub(super) struct Target {
@@ -77,7 +77,7 @@ pub(super) async fn take(context: Arc<Context>, mut source: Conversation, offer:
 
 impl Target {
     async fn accept(context: Arc<Context>, offer: Offer, source: &str) -> Result<Self, Error> {
-        if let Some(notice) = context.notice() {
+        if let Some(notice) = context.notice_against(offer.urgent) {
             return Err(Error::UnderNotice { notice: notice.id });
         }
         let track = context
@@ -141,6 +141,7 @@ impl Target {
                 }
                 Request::Offer(_)
                 | Request::Probe(_)
+                | Request::Warm { .. }
                 | Request::Ask { .. }
                 | Request::Decided { .. }
                 | Request::Lost { .. } => {
@@ -160,25 +161,12 @@ impl Target {
 
     async fn have_image(&self, source: &mut Conversation, shipped: bool) -> Result<Answer, Error> {
         let (engine, image) = (&self.context.engine, &self.offer.recipe.image);
-        if shipped {
-            let (reader, writer) = tokio::io::simplex(1 << 20);
-            let progress = self.track.progress("image", None);
-            let (received, imported) = tokio::join!(
-                source.bulk().receive_stream(writer, MOST_BYTES, &progress),
-                engine.import_image(image, Box::new(reader)),
-            );
-            // A broken stream explains a failed import, not the other way round.
-            self.track.count(received?).await?;
-            imported?;
-            return Ok(Answer::ImageReady);
+        if !shipped {
+            return images::have(engine, image).await;
         }
-        if engine.has_image(image).await? {
-            return Ok(Answer::ImageReady);
-        }
-        match engine.pull_image(image).await {
-            Ok(()) => Ok(Answer::ImageReady),
-            Err(error) => Ok(Answer::ImageNeeded { reason: chain(&error) }),
-        }
+        let received = images::receive(engine, image, source, &self.track.progress("image", None)).await?;
+        self.track.count(received).await?;
+        Ok(Answer::ImageReady)
     }
 
     async fn create(&mut self) -> Result<Answer, Error> {

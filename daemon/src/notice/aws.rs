@@ -1,4 +1,4 @@
-//! Spot interruption notices of Amazon EC2, from the instance metadata service (version 2 only).
+//! What Amazon EC2 says of an instance's end, from the instance metadata service (version 2 only).
 //!
 //! From the EC2 user guide, "Spot Instance interruption notices": `spot/instance-action` is absent (404) until the instance
 //! is marked for interruption and then reads `{"action": "terminate", "time": "2017-09-18T08:22:00Z"}`; `action` is
@@ -7,8 +7,11 @@
 //!
 //! A notice is known by its instance and action. `time` is not part of that: some services that imitate the original answer
 //! another one at every GET, and no repetition may start a second evacuation or move the deadline of the first.
+//!
+//! What is said longer ahead ([`outlook`]) is asked for by a loop of its own, so that no answer there keeps this question waiting.
 
 mod imds;
+pub(super) mod outlook;
 #[cfg(test)]
 mod tests;
 
@@ -20,9 +23,10 @@ use jiff::Timestamp;
 use reqwest::{Client, Url, redirect};
 use serde::Deserialize;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 use self::imds::{Imds, ImdsError};
+use self::outlook::{Document, Outlook, Reading};
 use super::complaint::Complaint;
 use super::{Action, Certainty, Cloud, Notice, NoticeEvent, NoticeSource};
 use crate::provider::Instance;
@@ -49,6 +53,10 @@ pub struct AwsOptions {
     /// Time that one request may take. Default 1 s: the service answers within milliseconds, and whatever takes longer
     /// is better asked anew.
     pub request_timeout: Duration,
+    /// Time from one look at what is said longer ahead to the next. Default 5 s, as AWS recommends.
+    pub outlook_interval: Duration,
+    /// A scheduled maintenance becomes a notice so long before it begins. Default 10 min.
+    pub maintenance_lead: Duration,
 }
 
 impl Default for AwsOptions {
@@ -57,6 +65,8 @@ impl Default for AwsOptions {
             endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
             poll_interval: Duration::from_secs(1),
             request_timeout: Duration::from_secs(1),
+            outlook_interval: Duration::from_secs(5),
+            maintenance_lead: Duration::from_secs(600),
         }
     }
 }
@@ -83,10 +93,17 @@ pub enum AwsSourceError {
 
 /// Polls the metadata service of the instance that this runs on.
 pub struct AwsSource {
+    interruption: Interruption,
+    ahead: Ahead,
+}
+
+/// The loop that asks for an interruption notice, and for who we are.
+struct Interruption {
     /// At least one; the first is in use.
     endpoints: Vec<Imds>,
     poll_interval: Duration,
-    instance: Option<String>,
+    /// As soon as the service has said it.
+    instance: Arc<OnceLock<String>>,
     identity: Identity,
     /// The notice in force.
     current: Option<Notice>,
@@ -98,7 +115,7 @@ pub struct AwsSource {
 impl AwsSource {
     /// A source that has asked nothing yet. Uses neither proxies nor redirects: link-local is link-local.
     pub fn new(options: AwsOptions) -> Result<Self, AwsSourceError> {
-        if options.poll_interval.is_zero() {
+        if options.poll_interval.is_zero() || options.outlook_interval.is_zero() {
             return Err(AwsSourceError::PollInterval);
         }
         let client = Client::builder()
@@ -115,24 +132,36 @@ impl AwsSource {
         if endpoints.is_empty() {
             return Err(AwsSourceError::NoEndpoint);
         }
-        Ok(Self {
+        let instance = Arc::default();
+        let ahead = Ahead {
+            endpoints: endpoints.clone(),
+            interval: options.outlook_interval,
+            lead: options.maintenance_lead,
+            instance: Arc::clone(&instance),
+            outlook: Outlook::default(),
+            complaint: Complaint::default(),
+        };
+        let interruption = Interruption {
             endpoints,
             poll_interval: options.poll_interval,
-            instance: None,
+            instance,
             identity: Identity::default(),
             current: None,
             complaint: Complaint::default(),
             answered: false,
-        })
+        };
+        Ok(Self { interruption, ahead })
     }
 
     /// Writes into `identity` which instance this is, as soon as the service says so.
     #[must_use]
     pub fn telling(mut self, identity: Arc<OnceLock<Instance>>) -> Self {
-        self.identity.told = identity;
+        self.interruption.identity.told = identity;
         self
     }
+}
 
+impl Interruption {
     async fn poll_forever(&mut self, events: &mpsc::Sender<NoticeEvent>) {
         let mut ticks = interval(self.poll_interval);
         // After a slow answer the next poll is one interval away; there is nothing to be caught up on.
@@ -151,12 +180,15 @@ impl AwsSource {
 
     /// Asks for the notice, and for the instance's id as long as that is not known.
     async fn poll(&mut self) -> Result<Option<InstanceAction>, ImdsError> {
-        let imds = &mut self.endpoints[0];
+        let imds = &self.endpoints[0];
         let body = imds.get(INSTANCE_ACTION).await?;
-        if self.instance.is_none() {
+        if self.instance.get().is_none() {
             // Asked second, and its failure is passed over, because a notice is worth more than a name: it is tried again
             // at the next poll.
-            self.instance = imds.get(INSTANCE_ID).await.ok().flatten().and_then(|id| instance_id(&id));
+            let id = imds.get(INSTANCE_ID).await.ok().flatten();
+            if let Some(id) = id.as_deref().and_then(plain_id) {
+                let _ = self.instance.set(id);
+            }
         }
         self.identity.learn(imds).await;
         let Some(body) = body else { return Ok(None) };
@@ -217,7 +249,7 @@ impl AwsSource {
     }
 
     fn notice(&self, answer: &InstanceAction) -> Notice {
-        let instance = self.instance.as_deref().unwrap_or(UNKNOWN_INSTANCE);
+        let instance = self.instance.get().map_or(UNKNOWN_INSTANCE, String::as_str);
         Notice {
             id: format!("{}:{instance}:{}", Cloud::Aws, answer.action),
             cloud: Cloud::Aws,
@@ -237,11 +269,68 @@ impl NoticeSource for AwsSource {
 
     fn run(mut self: Box<Self>, events: mpsc::Sender<NoticeEvent>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
+            let Self { interruption, ahead } = &mut *self;
             tokio::select! {
                 () = events.closed() => {}
-                () = self.poll_forever(&events) => {}
+                () = interruption.poll_forever(&events) => {}
+                () = ahead.poll_forever(&events) => {}
             }
         })
+    }
+}
+
+/// The loop that asks for what is said longer ahead.
+struct Ahead {
+    /// As those of the source, in an order of its own.
+    endpoints: Vec<Imds>,
+    interval: Duration,
+    lead: Duration,
+    instance: Arc<OnceLock<String>>,
+    outlook: Outlook,
+    complaint: Complaint,
+}
+
+impl Ahead {
+    /// Begins an interval from now: the first questions are for an interruption, and for who we are.
+    async fn poll_forever(&mut self, events: &mpsc::Sender<NoticeEvent>) {
+        let mut ticks = interval_at(Instant::now() + self.interval, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // Where nobody says which instance this is, nobody says anything of its future either.
+            let Some(instance) = self.instance.get().cloned() else { continue };
+            for document in Document::ALL {
+                let outcome = self.read(document, &instance).await;
+                self.report(outcome.as_ref().err());
+                // No answer is not "nothing".
+                let Ok(notices) = outcome else { continue };
+                for event in self.outlook.digest(document, notices) {
+                    if events.send(event).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self, document: Document, instance: &str) -> Result<Vec<Notice>, ImdsError> {
+        let imds = &self.endpoints[0];
+        let Some(body) = imds.get(document.path()).await? else { return Ok(Vec::new()) };
+        let reading = Reading { instance, now: Timestamp::now(), lead: self.lead };
+        document.read(&body, &reading).map_err(|reason| imds.malformed(document.path(), &body, reason))
+    }
+
+    fn report(&mut self, error: Option<&ImdsError>) {
+        let Some(error) = error else {
+            self.complaint.succeeded();
+            return;
+        };
+        if self.complaint.failed(Instant::now()) {
+            tracing::warn!("what AWS plans for this instance cannot be read, asking on: {error}");
+        }
+        if error.is_transport() {
+            self.endpoints.rotate_left(1);
+        }
     }
 }
 
@@ -255,7 +344,7 @@ struct Identity {
 
 impl Identity {
     /// Asks until there is an answer, whatever it is. Like the id it comes after the notice.
-    async fn learn(&mut self, imds: &mut Imds) {
+    async fn learn(&mut self, imds: &Imds) {
         if self.without || self.told.get().is_some() {
             return;
         }
@@ -311,7 +400,7 @@ impl InstanceAction {
 
 /// The id, if that is what the text can be (`i-` and hexadecimal digits at EC2; imitations are less strict). It becomes part
 /// of a notice's id and is shown, so it has no odd characters.
-fn instance_id(text: &str) -> Option<String> {
+pub(super) fn plain_id(text: &str) -> Option<String> {
     let id = text.trim();
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
     ((1..=128).contains(&id.len()) && id.chars().all(plain)).then(|| id.to_owned())

@@ -10,6 +10,10 @@
 
 pub mod aws;
 mod complaint;
+#[cfg(any(feature = "aws", test))]
+mod eventbridge;
+#[cfg(any(feature = "aws", test))]
+pub mod sqs;
 
 use std::fmt;
 use std::sync::Arc;
@@ -87,6 +91,15 @@ pub enum Certainty {
     Likely,
 }
 
+impl fmt::Display for Certainty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Certain => "will",
+            Self::Likely => "may",
+        })
+    }
+}
+
 /// A cloud's word that this host will be taken away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
@@ -118,16 +131,17 @@ impl Notice {
 
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} will {} {}", self.cloud, self.action, self.instance)?;
+        write!(f, "{} {} {} {}", self.cloud, self.certainty, self.action, self.instance)?;
         match self.deadline {
             Some(deadline) => write!(f, " at {deadline}"),
+            None if self.certainty == Certainty::Likely => Ok(()),
             None => write!(f, " at a time it does not name"),
         }
     }
 }
 
-/// What a source has to tell. For each notice there is one [`Noticed`](Self::Noticed), however often the cloud repeats it,
-/// and at most one [`Cancelled`](Self::Cancelled) after that. A notice that comes back after its cancellation is a new one,
+/// What a source has to tell. For each notice there is one [`Noticed`](Self::Noticed), however often the cloud repeats it (another one
+/// only if its deadline is another), and at most one [`Cancelled`](Self::Cancelled) after that. A notice that comes back after its cancellation is a new one,
 /// of the same id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoticeEvent {
@@ -193,5 +207,7 @@ mod tests {
         assert_eq!(with.to_string(), "aws will terminate i-0 at 2026-01-01T00:02:00Z");
         assert_eq!(notice(None).lead_time(with.received), None);
         assert_eq!(notice(None).to_string(), "aws will terminate i-0 at a time it does not name");
+        let likely = Notice { certainty: Certainty::Likely, ..notice(None) };
+        assert_eq!(likely.to_string(), "aws may terminate i-0");
     }
 }

@@ -25,6 +25,13 @@ pub enum Request {
         /// `i-` and 17 hexadecimal digits.
         id: String,
     },
+    /// Put this document out, in place of what was there before, or take it back.
+    Document {
+        /// Below the version, like `meta-data/autoscaling/target-lifecycle-state`.
+        path: String,
+        /// Its content.
+        body: Option<String>,
+    },
 }
 
 /// What it answers.
@@ -71,6 +78,10 @@ pub(super) async fn serve(listener: UnixListener, metadata: Arc<Metadata>) {
             }
             Ok(Request::Identify { id }) => {
                 metadata.identify(id);
+                Reply::Done
+            }
+            Ok(Request::Document { path, body }) => {
+                metadata.set_document(path, body);
                 Reply::Done
             }
             Err(error) => Reply::Refused { reason: error.to_string() },

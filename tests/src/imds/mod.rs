@@ -4,11 +4,13 @@
 //! notices" in the Amazon EC2 User Guide. Only what a migration daemon may ask for is there; anything else is 404, as it is
 //! on an instance that does not have it.
 
+pub mod ahead;
 pub mod control;
 mod router;
 mod tokens;
 mod tree;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +76,8 @@ pub struct Metadata {
     instance: Mutex<Instance>,
     /// The notice that is out, if one is.
     notice: Mutex<Option<Notice>>,
+    /// What else is out, by its path below the version.
+    documents: Mutex<BTreeMap<String, String>>,
     /// The tokens given out.
     tokens: Mutex<Tokens>,
 }
@@ -82,7 +86,12 @@ impl Metadata {
     /// A service without a notice.
     #[must_use]
     pub fn new(instance: Instance) -> Arc<Self> {
-        Arc::new(Self { instance: Mutex::new(instance), notice: Mutex::default(), tokens: Mutex::default() })
+        Arc::new(Self {
+            instance: Mutex::new(instance),
+            notice: Mutex::default(),
+            documents: Mutex::default(),
+            tokens: Mutex::default(),
+        })
     }
 
     /// The instance that is told of.
@@ -99,6 +108,21 @@ impl Metadata {
     /// Puts a notice out, or takes it back.
     pub fn set_notice(&self, notice: Option<Notice>) {
         *locked(&self.notice) = notice;
+    }
+
+    /// Puts a document out, or takes it back.
+    pub fn set_document(&self, path: String, body: Option<String>) {
+        let mut documents = locked(&self.documents);
+        match body {
+            Some(body) => documents.insert(path, body),
+            None => documents.remove(&path),
+        };
+    }
+
+    /// The document at a path below the version, if one was put out there.
+    #[must_use]
+    pub fn document(&self, path: &str) -> Option<String> {
+        locked(&self.documents).get(path).cloned()
     }
 
     /// The notice that is out.

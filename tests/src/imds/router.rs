@@ -56,7 +56,11 @@ fn tell(metadata: &Metadata, path: &str, headers: &HeaderMap) -> Response {
         None if path.is_empty() => Some(Found::Listing(VERSIONS.join("\n"))),
         None => VERSIONS.contains(&path).then(|| find("", &metadata.instance(), metadata.notice())).flatten(),
         Some((version, rest)) => {
-            VERSIONS.contains(&version).then(|| find(rest, &metadata.instance(), metadata.notice())).flatten()
+            let find = || match metadata.document(rest) {
+                Some(body) => Some(Found::Value(body)),
+                None => find(rest, &metadata.instance(), metadata.notice()),
+            };
+            VERSIONS.contains(&version).then(find).flatten()
         }
     };
     match found {
@@ -190,6 +194,18 @@ mod tests {
         metadata.set_notice(None);
         let (status, ..) = get(&metadata, path).await;
         assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn what_is_ahead_appears_and_can_be_taken_back() {
+        let metadata = metadata();
+        let document = crate::imds::ahead::rebalance("2020-10-27T08:22:00Z".parse().unwrap());
+        let path = format!("/latest/{}", document.path);
+        assert_eq!(get(&metadata, &path).await.0, StatusCode::NOT_FOUND);
+        metadata.set_document(document.path.to_owned(), Some(document.body));
+        assert_eq!(get(&metadata, &path).await.2, r#"{"noticeTime":"2020-10-27T08:22:00Z"}"#);
+        metadata.set_document(document.path.to_owned(), None);
+        assert_eq!(get(&metadata, &path).await.0, StatusCode::NOT_FOUND);
     }
 
     #[tokio::test]

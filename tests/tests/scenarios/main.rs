@@ -15,6 +15,7 @@ mod files;
 mod matrix;
 mod memory;
 mod network;
+mod notices;
 mod post_copy;
 mod prediction;
 mod processes;
@@ -77,6 +78,10 @@ fn main() -> ExitCode {
         network::streams_in_full_flow_lose_no_byte_in_either_direction,
         network::a_listener_on_the_hosts_network_lives_on_at_the_other_host,
         network::a_published_port_lives_on_at_the_new_address_and_old_connections_are_reset,
+        notices::what_is_only_likely_prepares_the_target_and_moves_nothing,
+        notices::a_notice_that_is_withdrawn_stops_what_is_not_frozen_and_the_container_runs_on,
+        notices::several_notices_are_one_evacuation,
+        notices::a_container_without_a_target_is_moved_when_a_host_appears_before_the_deadline,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,

@@ -6,10 +6,12 @@
 //! missing, unknown or expired, 403 when the service is turned off or does not like the request, 404 for what does not
 //! exist, 503 when asked too often.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
 use reqwest::{Client, Method, Response, StatusCode, Url};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// Request header of the PUT, and response header of its answer: how long the token is good for, in seconds.
@@ -82,17 +84,18 @@ struct Token {
     renew_at: Instant,
 }
 
-/// One address of the metadata service.
+/// One address of the metadata service. Clones share their token.
+#[derive(Clone)]
 pub(super) struct Imds {
     client: Client,
     endpoint: Url,
-    token: Option<Token>,
+    token: Arc<Mutex<Option<Token>>>,
 }
 
 impl Imds {
     /// `endpoint` is the base, such as `http://169.254.169.254/`.
     pub(super) fn new(client: Client, endpoint: Url) -> Self {
-        Self { client, endpoint, token: None }
+        Self { client, endpoint, token: Arc::default() }
     }
 
     /// The error for a document at `path` below `/latest/` that makes no sense to the caller.
@@ -104,21 +107,21 @@ impl Imds {
     /// The document at `path` below `/latest/`; `None` when there is none (404).
     ///
     /// A token that is refused is replaced, once, and the question asked again.
-    pub(super) async fn get(&mut self, path: &str) -> Result<Option<String>, ImdsError> {
+    pub(super) async fn get(&self, path: &str) -> Result<Option<String>, ImdsError> {
         let url = self.document(path);
-        let token = self.token().await?;
-        let mut response = self.send_get(&url, token).await?;
+        let mut token = self.token().await?;
+        let mut response = self.send_get(&url, token.clone()).await?;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.token = None;
-            let token = self.token().await?;
-            response = self.send_get(&url, token).await?;
+            self.forget(&token).await;
+            token = self.token().await?;
+            response = self.send_get(&url, token.clone()).await?;
         }
         match response.status() {
             StatusCode::OK => read(url, response).await.map(Some),
             StatusCode::NOT_FOUND => Ok(None),
             status => {
                 if status == StatusCode::UNAUTHORIZED {
-                    self.token = None;
+                    self.forget(&token).await;
                 }
                 Err(ImdsError::Status { method: Method::GET, url, status })
             }
@@ -131,14 +134,15 @@ impl Imds {
     }
 
     /// The token in hand, or a new one if there is none or it gets old.
-    async fn token(&mut self) -> Result<HeaderValue, ImdsError> {
-        if let Some(token) = &self.token
+    async fn token(&self) -> Result<HeaderValue, ImdsError> {
+        let mut known = self.token.lock().await;
+        if let Some(token) = &*known
             && Instant::now() < token.renew_at
         {
             return Ok(token.value.clone());
         }
-        match (self.new_token().await, &self.token) {
-            (Ok(token), _) => Ok(self.token.insert(token).value.clone()),
+        match (self.new_token().await, &*known) {
+            (Ok(token), _) => Ok(known.insert(token).value.clone()),
             // The old one is good for a while yet, and it is the service that decides: it answers 401 when it is not.
             (Err(error), Some(old)) => {
                 tracing::debug!("the AWS metadata token could not be renewed, using the old one: {error}");
@@ -146,6 +150,11 @@ impl Imds {
             }
             (Err(error), None) => Err(error),
         }
+    }
+
+    /// This one was refused. Another clone may have got the next already.
+    async fn forget(&self, refused: &HeaderValue) {
+        self.token.lock().await.take_if(|token| token.value == *refused);
     }
 
     async fn new_token(&self) -> Result<Token, ImdsError> {

@@ -66,7 +66,14 @@ async fn service(answers: Vec<ResponseTemplate>) -> (MockServer, mpsc::Unbounded
 }
 
 fn options(endpoints: Vec<String>) -> AwsOptions {
-    AwsOptions { endpoints, poll_interval: Duration::from_millis(1), request_timeout: PATIENCE }
+    AwsOptions {
+        endpoints,
+        poll_interval: Duration::from_millis(1),
+        request_timeout: PATIENCE,
+        // Only who asks for what is ahead gets it.
+        outlook_interval: PATIENCE * 100,
+        ..AwsOptions::default()
+    }
 }
 
 /// A source at work; dropping the receiver ends it.
@@ -312,6 +319,35 @@ async fn an_imitation_without_an_identity_is_no_instance() {
 }
 
 #[tokio::test]
+async fn what_is_ahead_is_heard_beside_what_is_at_hand() {
+    let (server, mut heard) = service(vec![none()]).await;
+    let (answers, _) = script(vec![
+        none(),
+        ResponseTemplate::new(500),
+        ResponseTemplate::new(200).set_body_string(r#"{"noticeTime":"2020-10-27T08:22:00Z"}"#),
+        ResponseTemplate::new(500),
+        none(),
+    ]);
+    let at = |document: &str| Mock::given(method("GET")).and(path(format!("/latest/meta-data/{document}")));
+    at("events/recommendations/rebalance").respond_with(answers).mount(&server).await;
+    // One that hangs keeps nobody waiting who asks for an interruption.
+    let hangs = none().set_delay(PATIENCE * 10);
+    at("autoscaling/target-lifecycle-state").respond_with(hangs).mount(&server).await;
+    let options = AwsOptions {
+        outlook_interval: Duration::from_millis(1),
+        request_timeout: Duration::from_millis(500),
+        ..options(vec![server.uri()])
+    };
+    let (events, mut receiver) = mpsc::channel(16);
+    tokio::spawn(Box::new(AwsSource::new(options).unwrap()).run(events));
+    let notice = noticed(&mut receiver).await;
+    assert_eq!((notice.id.as_str(), notice.certainty), ("aws:i-0abc:rebalance", Certainty::Likely));
+    drain(&mut heard);
+    assert_eq!(next(&mut receiver).await, NoticeEvent::Cancelled { id: notice.id });
+    assert!(drain(&mut heard) > 10, "the other loop went on");
+}
+
+#[tokio::test]
 async fn it_ends_when_nobody_listens() {
     let (server, mut heard) = service(vec![none()]).await;
     let (events, receiver) = mpsc::channel(1);
@@ -337,8 +373,8 @@ fn addresses_are_checked_beforehand() {
 
 #[test]
 fn an_id_has_no_odd_characters() {
-    assert_eq!(instance_id("i-0123456789abcdef0\n").as_deref(), Some("i-0123456789abcdef0"));
+    assert_eq!(plain_id("i-0123456789abcdef0\n").as_deref(), Some("i-0123456789abcdef0"));
     for wrong in ["", "  ", "i-0:terminate", "<html>", "i-0\ni-1", &"x".repeat(129)] {
-        assert_eq!(instance_id(wrong), None, "{wrong:?}");
+        assert_eq!(plain_id(wrong), None, "{wrong:?}");
     }
 }

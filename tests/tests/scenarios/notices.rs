@@ -1,0 +1,168 @@
+//! What a host does about the notices that it gets: one evacuation for all of them, and none for what is withdrawn.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
+use spothop_tests::events::{Events, Kind};
+use spothop_tests::imds::Action;
+use spothop_tests::imds::ahead::{Document, lifecycle, rebalance};
+
+use crate::post_copy::{Client, Slow, writer};
+use crate::scene::{HOSTS, Scene};
+
+/// What the writer writes a second, in MiB: half of what the slow link takes, so that its rounds go on for seconds.
+const RATE: &str = "12";
+
+/// Long enough for everything here.
+const LEAD: Duration = Duration::from_secs(120);
+
+/// What is foretold of host `a`, until this is dropped.
+struct Foretold<'a>(&'a Scene, Document);
+
+impl<'a> Foretold<'a> {
+    fn of(scene: &'a Scene, document: Document) -> Self {
+        scene.foretell("a", document.clone()).expect("a metadata service");
+        Self(scene, document)
+    }
+}
+
+impl Drop for Foretold<'_> {
+    fn drop(&mut self) {
+        // A panic here would hide the reason of one that is on its way.
+        if let Err(error) = self.0.recant("a", &self.1) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// Takes the interruption back, and waits until no notice is in force.
+fn calm(scene: &Scene) {
+    scene.cancel_notice("a").expect("a cancellation");
+    scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
+}
+
+/// The migrations of a container that `a` knows of, the newest first.
+fn history(scene: &Scene, container: &str) -> Vec<Value> {
+    let answer = scene.spothop("a", &["history", "--limit", "50"]);
+    let all = answer.json.as_array().unwrap_or_else(|| panic!("{answer:?}"));
+    all.iter().filter(|one| one["container"] == container).cloned().collect()
+}
+
+/// When a migration entered a phase.
+fn entered(migration: &Value, phase: &str) -> Option<Timestamp> {
+    let entry = migration["phases"].as_array()?.iter().find(|entry| entry["phase"] == phase)?;
+    entry["at"].as_str()?.parse().ok()
+}
+
+/// The end of the next migration from `a`: its outcome, and why.
+fn end(events: &mut Events) -> (String, Option<String>) {
+    let end = events.find_map(|event| match event.expect("an event").kind {
+        Kind::Finished { outcome, reason } => Some((outcome, reason)),
+        _ => None,
+    });
+    end.expect("an end")
+}
+
+pub(crate) fn what_is_only_likely_prepares_the_target_and_moves_nothing(scene: &Scene) {
+    let build = "printf 'FROM python\\nLABEL only=likely\\n' | DOCKER_BUILDKIT=0 docker build -q -t likely -";
+    let image = scene.sh("a", build);
+    scene.sh("b", "docker image rm -f likely 2>/dev/null || true");
+    scene.run("a", "l1", "--network=lan --ip=172.30.0.55 likely", &["sleep", "1000"]);
+    let before = scene.inspect("a", "l1")["State"].clone();
+
+    let foretold = Foretold::of(scene, rebalance(Timestamp::now()));
+
+    scene.eventually("b", "docker image inspect likely");
+    assert_eq!(scene.sh("b", "docker image inspect --format={{.Id}} likely"), image);
+    assert_eq!(scene.sh("b", "docker ps --all --quiet"), "", "nothing but the image is made");
+    // Nobody sends a container to a host that may be gone soon.
+    scene.eventually("b", "spothop hosts | grep -q rebalance");
+    let status = scene.spothop("a", &["status"]).json;
+    assert_eq!(status["notices"][0]["certainty"], "likely", "{status:#}");
+    assert_eq!(scene.inspect("a", "l1")["State"], before);
+    assert!(history(scene, "l1").is_empty());
+
+    drop(foretold);
+    calm(scene);
+    scene.eventually("b", "! spothop hosts | grep -q rebalance");
+    scene.sh("b", "docker image rm likely");
+}
+
+pub(crate) fn a_notice_that_is_withdrawn_stops_what_is_not_frozen_and_the_container_runs_on(scene: &Scene) {
+    writer(scene, RATE, "");
+    let before = scene.inspect("a", "w1")["State"].clone();
+    let client = Client::of(scene);
+    let slow = Slow::link(scene);
+    let mut events = Events::follow(scene, "a").expect("a stream of events");
+    scene.notice("a", Action::Terminate, LEAD).expect("a notice");
+    let round = |kind: &Kind| matches!(kind, Kind::Phase { phase } if phase.starts_with("pre-copy"));
+    assert!(events.any(|event| round(&event.expect("an event").kind)), "there was no round");
+
+    scene.cancel_notice("a").expect("a cancellation");
+
+    let (outcome, reason) = end(&mut events);
+    assert_eq!(outcome, "aborted");
+    assert!(reason.as_ref().is_some_and(|reason| reason.contains("withdrawn")), "{reason:?}");
+    drop(slow);
+    calm(scene);
+    let migrations = history(scene, "w1");
+    assert_eq!(migrations.len(), 1, "{migrations:#?}");
+    assert_eq!(entered(&migrations[0], "frozen"), None, "{:#}", migrations[0]);
+    assert_eq!(scene.inspect("a", "w1")["State"], before);
+    let gap = client.assert_faithful();
+    eprintln!("longest wait for an answer {gap:?}");
+    scene.nothing_is_left("a", "w1", &HOSTS);
+    // And it can leave when there is a reason again.
+    scene.migrate("a", "w1", "b");
+}
+
+pub(crate) fn several_notices_are_one_evacuation(scene: &Scene) {
+    let names = ["n1", "n2", "n3"];
+    for (name, address) in names.iter().zip(56..) {
+        scene.run("a", name, &format!("--network=lan --ip=172.30.0.{address} python"), &["sleep", "1000"]);
+    }
+    let since = Timestamp::now();
+    let foretold = Foretold::of(scene, lifecycle("Terminated"));
+    scene.notice("a", Action::Terminate, LEAD).expect("a notice");
+
+    for name in names {
+        scene.eventually("b", &format!("docker inspect --format={{{{.State.Running}}}} {name} | grep true"));
+        scene.eventually("a", &format!("! docker inspect {name}"));
+    }
+    scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q 'autoscaling:terminate.*:terminate'");
+    let mut first = SignedDuration::MAX;
+    for name in names {
+        let migrations = history(scene, name);
+        assert_eq!(migrations.len(), 1, "{migrations:#?}");
+        // Its target has answered by then.
+        let reserved = entered(&migrations[0], "reserved").expect("a reservation");
+        first = first.min(reserved.duration_since(since));
+    }
+    eprintln!("{} ms from the notice to the first word of a target", first.as_millis());
+    drop(foretold);
+    calm(scene);
+}
+
+pub(crate) fn a_container_without_a_target_is_moved_when_a_host_appears_before_the_deadline(scene: &Scene) {
+    scene.run("a", "o1", "--network=lan --ip=172.30.0.56 python", &["sleep", "1000"]);
+    scene.sh("b", "systemctl stop spothop");
+    let mut events = Events::follow(scene, "a").expect("a stream of events");
+    let notice = scene.notice("a", Action::Terminate, LEAD).expect("a notice");
+    scene.eventually("a", "journalctl -u spothop -b --since=-1min | grep -q 'this container stays for now.*o1'");
+    assert!(history(scene, "o1").is_empty());
+    // Also one that is started only now.
+    scene.run("a", "o2", "--network=lan --ip=172.30.0.57 python", &["sleep", "1000"]);
+
+    scene.sh("b", "systemctl start spothop");
+
+    for _ in 0..2 {
+        assert_eq!(end(&mut events), ("moved".to_owned(), None));
+    }
+    for name in ["o1", "o2"] {
+        let committed = history(scene, name).first().and_then(|migration| entered(migration, "committed"));
+        assert!(committed.is_some_and(|committed| committed < notice.time), "{name}: {committed:?}");
+        assert_eq!(scene.inspect("b", name)["State"]["Running"], true);
+    }
+    calm(scene);
+}
