@@ -22,7 +22,9 @@ mod notice;
 pub mod units;
 
 pub use memory::Memory;
-pub use notice::{AwsNotice, Likely, Notice, Others, SqsNotice};
+pub use notice::{
+    AwsNotice, AzureNotice, CloudChoice, GcpNotice, Likely, Notice, Others, Reclaim, Shutdown, SpotNotice, SqsNotice,
+};
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";

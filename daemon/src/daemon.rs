@@ -20,10 +20,10 @@ use crate::capacity::Capacity;
 use crate::config::Config;
 use crate::journal::{self, Journal, JournalError};
 use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, heeding, peers, unpanicked};
-use crate::notice::aws::{AwsOptions, AwsSource};
+use crate::notice::detect::CloudSource;
 #[cfg(feature = "aws")]
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
-use crate::notice::{NoticeEvent, NoticeSource, aws::AwsSourceError};
+use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
 use crate::orchestrator::{self, Docker};
 use crate::provider::Providers;
 
@@ -66,7 +66,7 @@ pub enum DaemonError {
     NoEngine,
     /// The source of notices.
     #[error(transparent)]
-    Notice(#[from] AwsSourceError),
+    Notice(#[from] SourceError),
     /// The queue's URL does not tell in which region it is.
     #[cfg(feature = "aws")]
     #[error(
@@ -200,31 +200,19 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
 /// Starts every source of notices, and what heeds them.
 async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let (sender, events) = mpsc::channel(NOTICES);
-    let mut acknowledgers = heeding::Acknowledgers::new();
-    let aws = &context.config.notice.aws;
-    if aws.enabled {
-        let source = AwsSource::new(AwsOptions {
-            endpoints: aws.endpoints.clone(),
-            poll_interval: aws.poll_interval,
-            maintenance_lead: aws.maintenance_lead,
-            ..AwsOptions::default()
-        })?
-        .telling(Arc::clone(&context.instance));
-        watch(Box::new(source), sender.clone(), &mut acknowledgers);
-    }
-    if context.config.notice.sqs.queue_url.is_some() {
-        watch_queue(context, sender, &mut acknowledgers).await?;
+    let (config, identity) = (&context.config, Arc::clone(&context.instance));
+    let source = CloudSource::new(&config.notice, identity, &config.host.name)?;
+    let acknowledgers = source.acknowledgers();
+    tokio::spawn(Box::new(source).run(sender.clone()));
+    if config.notice.sqs.queue_url.is_some() {
+        watch_queue(context, sender).await?;
     }
     tokio::spawn(heeding::heed(Arc::clone(context), events, acknowledgers));
     Ok(())
 }
 
 #[cfg(feature = "aws")]
-async fn watch_queue(
-    context: &Arc<Context>,
-    events: mpsc::Sender<NoticeEvent>,
-    acknowledgers: &mut heeding::Acknowledgers,
-) -> Result<(), DaemonError> {
+async fn watch_queue(context: &Arc<Context>, events: mpsc::Sender<NoticeEvent>) -> Result<(), DaemonError> {
     let config = &context.config.notice;
     let Some(url) = &config.sqs.queue_url else { return Ok(()) };
     let region = sqs::region(url).ok_or_else(|| DaemonError::QueueRegion { url: url.clone() })?;
@@ -235,24 +223,13 @@ async fn watch_queue(
         ..SqsOptions::default()
     };
     let source = SqsSource::new(queue, Arc::clone(&context.instance), options);
-    watch(Box::new(source), events, acknowledgers);
+    tokio::spawn(Box::new(source).run(events));
     Ok(())
 }
 
 #[cfg(not(feature = "aws"))]
-async fn watch_queue(
-    _: &Arc<Context>,
-    _: mpsc::Sender<NoticeEvent>,
-    _: &mut heeding::Acknowledgers,
-) -> Result<(), DaemonError> {
+async fn watch_queue(_: &Arc<Context>, _: mpsc::Sender<NoticeEvent>) -> Result<(), DaemonError> {
     Err(DaemonError::NoQueues)
-}
-
-fn watch(source: Box<dyn NoticeSource>, events: mpsc::Sender<NoticeEvent>, acknowledgers: &mut heeding::Acknowledgers) {
-    if let Some(acknowledger) = source.acknowledger() {
-        acknowledgers.insert(source.name(), acknowledger);
-    }
-    tokio::spawn(source.run(events));
 }
 
 /// Reads the certificates again whenever somebody asks for it (`systemctl reload spothop`). New connections notice changed files by

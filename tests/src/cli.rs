@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use jiff::SignedDuration;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ use crate::bench;
 use crate::demo;
 use crate::error::{Context, Error, Result};
 use crate::host;
-use crate::imds::Action;
+use crate::imds::{Action, Cloud};
 use crate::layout::Layout;
 use crate::machine::workspace;
 use crate::older_kernel;
@@ -203,6 +203,9 @@ struct Up {
     /// The engine that runs containers on them.
     #[arg(long, value_enum, default_value_t = Engine::Docker)]
     engine: Engine,
+    /// Whose instances the hosts are.
+    #[arg(long, value_enum, default_value_t)]
+    cloud: Cloud,
     /// Hold every host's link to this rate in each direction.
     #[arg(long, value_name = "N")]
     link_mbit: Option<u32>,
@@ -264,7 +267,7 @@ enum ImageCommand {
 struct NoticeArguments {
     /// The host's name.
     host: String,
-    /// Whose metadata service.
+    /// Whose notice. A host of another cloud becomes one of this cloud, and its daemon is started again to find that out.
     #[arg(long, value_enum)]
     cloud: Option<Cloud>,
     /// What will happen to the instance.
@@ -276,16 +279,6 @@ struct NoticeArguments {
     /// Take the notice back instead.
     #[arg(long)]
     cancel: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Cloud {
-    /// Amazon EC2.
-    Aws,
-    /// Google Compute Engine (not there yet).
-    Gcp,
-    /// Azure (not there yet).
-    Azure,
 }
 
 /// A time span like `120s` or `2m`.
@@ -318,6 +311,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 hosts: up.hosts,
                 engine: up.engine,
                 link_mbit: up.link_mbit,
+                cloud: up.cloud,
                 build: !up.no_build,
                 ..Options::default()
             };
@@ -470,22 +464,20 @@ fn image(bed: &Testbed, command: &ImageCommand) -> Result<(String, Value)> {
 
 fn notice(bed: &Testbed, arguments: &NoticeArguments) -> Result<(String, Value)> {
     let host = &arguments.host;
-    match arguments.cloud {
-        Some(Cloud::Gcp) => return Err(Error::NotYet("a notice as GCP gives it".to_owned())),
-        Some(Cloud::Azure) => return Err(Error::NotYet("a notice as Azure gives it".to_owned())),
-        Some(Cloud::Aws) => {}
-        None if arguments.cancel => {}
-        None => {
-            return Err(Error::OutOfRange {
-                what: "--cloud",
-                value: "missing".to_owned(),
-                allowed: "aws (gcp and azure are not there yet)".to_owned(),
-            });
-        }
-    }
     if arguments.cancel {
         bed.cancel_notice(host)?;
         return Ok((format!("the notice of {host} is taken back"), json!({"host": host, "notice": null})));
+    }
+    let Some(cloud) = arguments.cloud else {
+        return Err(Error::OutOfRange {
+            what: "--cloud",
+            value: "missing".to_owned(),
+            allowed: "aws, gcp, azure, alibaba or tencent".to_owned(),
+        });
+    };
+    if bed.metadata(host)?.cloud != cloud {
+        bed.set_cloud(host, cloud)?;
+        bed.output(host, ["systemctl", "try-restart", "spothop"])?;
     }
     let notice = bed.notice(host, arguments.action, arguments.lead)?;
     Ok((

@@ -32,6 +32,7 @@ pub struct Product {
     spothop: PathBuf,
     runtime: PathBuf,
     unit: PathBuf,
+    logind: PathBuf,
 }
 
 impl Product {
@@ -43,7 +44,7 @@ impl Product {
         cargo(["build", "--quiet", "--release", "--bins", "-p", "spothop", "-p", "spothop-criu"])
     }
 
-    /// What lies beside the testbed's own program, and the unit in the workspace.
+    /// What lies beside the testbed's own program, and the unit and logind's settings in the workspace.
     #[must_use]
     pub fn find(program: &Path) -> Option<Self> {
         let directory = program.parent()?;
@@ -51,8 +52,12 @@ impl Product {
             spothop: directory.join("spothop"),
             runtime: directory.join("spothop-oci"),
             unit: workspace().join("packaging/spothop.service"),
+            logind: workspace().join("packaging/logind.conf"),
         };
-        [&product.spothop, &product.runtime, &product.unit].iter().all(|file| file.is_file()).then_some(product)
+        [&product.spothop, &product.runtime, &product.unit, &product.logind]
+            .iter()
+            .all(|file| file.is_file())
+            .then_some(product)
     }
 
     /// Installs it on the hosts described by `specs`, whose roots are prepared. [`SET_UP`] does the rest inside each.
@@ -67,6 +72,7 @@ impl Product {
             copy(&self.spothop, &upper.join("usr/bin/spothop"))?;
             copy(&self.runtime, &upper.join("usr/bin/spothop-oci"))?;
             copy(&self.unit, &upper.join("usr/lib/systemd/system/spothop.service"))?;
+            copy(&self.logind, &upper.join("usr/lib/systemd/logind.conf.d/spothop.conf"))?;
             let wanted = upper.join("etc/systemd/system/multi-user.target.wants/spothop.service");
             if let Some(parent) = wanted.parent() {
                 fs::create_dir_all(parent).on("make", parent)?;

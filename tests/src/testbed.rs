@@ -18,8 +18,8 @@ use crate::command::run;
 use crate::error::{Context, Error, Result, system};
 use crate::host::{self, Role, Spec, root};
 use crate::imds::ahead::Document;
-use crate::imds::control::{Request, ask};
-use crate::imds::{Action, Instance, Notice};
+use crate::imds::control::{self, Request, ask};
+use crate::imds::{Action, Cloud, Instance, Notice};
 use crate::layout::{
     CLIENT, CLIENT_ADDRESS, GATEWAY, LAN, Layout, MAX_HOSTS, SUBNET, container_range, hardware_address, host_address,
     host_name,
@@ -40,13 +40,22 @@ pub struct Options {
     pub link_mbit: Option<u32>,
     /// Give /var/lib/spothop a file system of its own of so many MiB on every host, which can be filled; the host's disk otherwise.
     pub state_mib: Option<u32>,
+    /// Whose instances the hosts are.
+    pub cloud: Cloud,
     /// Whether to build spothop first; otherwise what was built last is installed.
     pub build: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { hosts: 2, engine: Engine::Docker, link_mbit: None, state_mib: None, build: true }
+        Self {
+            hosts: 2,
+            engine: Engine::Docker,
+            link_mbit: None,
+            state_mib: None,
+            cloud: Cloud::default(),
+            build: true,
+        }
     }
 }
 
@@ -187,6 +196,24 @@ impl Testbed {
     pub fn cancel_notice(&self, host: &str) -> Result<()> {
         self.state.host(host)?;
         ask(host, &self.layout.imds_socket(host), Request::Cancel)
+    }
+
+    /// Makes a host an instance of another cloud, without a notice. A daemon that has found out in which cloud it is must be started again.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn set_cloud(&self, host: &str, cloud: Cloud) -> Result<()> {
+        self.state.host(host)?;
+        ask(host, &self.layout.imds_socket(host), Request::Cloud(cloud))
+    }
+
+    /// Which cloud a host is an instance of, and when it has told that that it need not wait for the time of the notice that is out.
+    ///
+    /// # Errors
+    /// Like [`Testbed::notice`].
+    pub fn metadata(&self, host: &str) -> Result<control::State> {
+        self.state.host(host)?;
+        control::state(host, &self.layout.imds_socket(host))
     }
 
     /// Gives a host's instance another id, which its metadata service tells from now on.
@@ -451,6 +478,7 @@ fn host_spec(layout: &Layout, options: &Options, base: &Path, index: u8, set_up:
                 address,
                 mac: hardware_address(address),
             },
+            cloud: options.cloud,
             set_up,
         },
         name,

@@ -217,3 +217,28 @@ fn memory_follows_only_where_somebody_says_so() {
     let refused = message("[memory]\nmode = 'postcopy'");
     assert!(refused.contains("post-copy"), "{refused}");
 }
+
+#[test]
+fn clouds_have_tables_of_their_own_and_what_is_left_out_is_as_documented() {
+    let config = parse(
+        "[notice]\ncloud = \"gcp\"\nshutdown = \"ignore\"\n[notice.gcp]\nnotice_period = \"120s\"\nreclaim = \"delete\"\n\
+         [notice.tencent]\npoll_interval = \"2s\"\n",
+    )
+    .unwrap()
+    .notice;
+    assert_eq!((config.cloud, config.cloud.named()), (CloudChoice::Gcp, Some(crate::notice::Cloud::Gcp)));
+    assert_eq!((config.shutdown, config.gcp.reclaim), (Shutdown::Ignore, Reclaim::Delete));
+    assert_eq!(config.gcp.notice_period, Duration::from_secs(120));
+    assert_eq!(config.tencent.poll_interval, Duration::from_secs(2));
+    assert_eq!(config.tencent.endpoints, Notice::default().tencent.endpoints);
+    assert_eq!(config.alibaba, Notice::default().alibaba);
+    for wrong in [
+        "[notice]\ncloud = \"ibm\"\n",
+        "[notice.gcp]\nnotice_period = \"121s\"\n",
+        "[notice.alibaba]\nreclaim = \"hibernate\"\n",
+        "[notice.tencent]\nendpoints = [\"https://169.254.0.23\"]\n",
+        "[notice.azure]\npoll_interval = \"0s\"\n",
+    ] {
+        assert!(matches!(parse(wrong), Err(ConfigError::At { .. })), "{wrong}");
+    }
+}

@@ -1,64 +1,48 @@
 //! The metadata service that notices come from.
 
-use std::time::Duration;
-
 use super::Check;
-use crate::config::AwsNotice;
+use crate::config::{CloudChoice, Notice};
+use crate::notice::detect;
 
-/// A metadata service is on the same machine; one that takes longer is not there.
-const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Whether one of the endpoints answers. Only for information: a machine of one's own, or a rehearsal, has none.
-pub(super) async fn check(aws: &AwsNotice) -> Option<Check> {
-    if !aws.enabled {
-        return Some(Check::info("aws notices", "switched off in the configuration"));
+/// Which cloud answers. Only for information: a machine of one's own, or a rehearsal, is in none.
+pub(super) async fn check(notice: &Notice) -> Check {
+    if notice.cloud == CloudChoice::None {
+        return Check::info("notices", "switched off in the configuration");
     }
-    // Never through a proxy: the address means this machine.
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().ok()?;
-    for endpoint in &aws.endpoints {
-        // IMDSv2's first request; any answer at all shows that something is there.
-        let request = client.put(format!("{}/latest/api/token", endpoint.trim_end_matches('/')));
-        let Ok(answer) = request.header("X-aws-ec2-metadata-token-ttl-seconds", "60").send().await else { continue };
-        return Some(if answer.status().is_success() {
-            Check::ok("aws notices", format!("{endpoint} gives tokens"))
-        } else {
-            Check::info("aws notices", format!("{endpoint} answers {}: not EC2's metadata service?", answer.status()))
-        });
+    match detect::look(notice).await {
+        Ok(Some(cloud)) => Check::ok("notices", format!("the metadata service of {cloud} answers")),
+        Ok(None) => match notice.cloud.named() {
+            Some(cloud) => Check::info("notices", format!("the metadata service of {cloud} does not answer")),
+            None => Check::info("notices", "no cloud's metadata service answers: in no cloud?"),
+        },
+        Err(error) => Check::failed("notices", error.to_string(), "correct [notice], then run this again"),
     }
-    Some(Check::info("aws notices", format!("no metadata service at {}: not EC2?", aws.endpoints.join(", "))))
 }
 
 #[cfg(test)]
 mod tests {
-    use wiremock::matchers::{header_exists, method, path};
+    use wiremock::matchers::{header, method, path};
     use wiremock::{Mock, MockServer, ResponseTemplate};
 
     use super::*;
+    use crate::doctor::Verdict;
 
-    async fn service(status: u16) -> (MockServer, AwsNotice) {
+    #[tokio::test]
+    async fn a_service_that_answers_is_ok_and_anything_else_is_only_information() {
         let server = MockServer::start().await;
-        Mock::given(method("PUT"))
-            .and(path("/latest/api/token"))
-            .and(header_exists("x-aws-ec2-metadata-token-ttl-seconds"))
-            .respond_with(ResponseTemplate::new(status))
-            .mount(&server)
-            .await;
-        let aws = AwsNotice { endpoints: vec![server.uri()], ..AwsNotice::default() };
-        (server, aws)
-    }
-
-    #[tokio::test]
-    async fn a_service_that_gives_tokens_is_ok() {
-        let (_server, aws) = service(200).await;
-        assert!(check(&aws).await.unwrap().finding.ends_with("gives tokens"));
-    }
-
-    #[tokio::test]
-    async fn anything_else_is_only_information() {
-        let (_server, aws) = service(404).await;
-        assert_eq!(check(&aws).await.unwrap().verdict, crate::doctor::Verdict::Info);
+        let get = Mock::given(method("GET")).and(path("/computeMetadata/v1/instance/id"));
+        let id = ResponseTemplate::new(200).insert_header("Metadata-Flavor", "Google").set_body_string("42");
+        get.and(header("Metadata-Flavor", "Google")).respond_with(id).mount(&server).await;
+        let mut notice = Notice { cloud: CloudChoice::Gcp, ..Notice::default() };
+        notice.gcp.endpoints = vec![server.uri()];
+        let found = check(&notice).await;
+        assert_eq!((found.verdict, found.finding.as_str()), (Verdict::Ok, "the metadata service of gcp answers"));
         // Port 9 of the loopback interface: nothing listens there.
-        let absent = AwsNotice { endpoints: vec!["http://127.0.0.1:9".to_owned()], ..AwsNotice::default() };
-        assert_eq!(check(&absent).await.unwrap().verdict, crate::doctor::Verdict::Info);
+        notice.gcp.endpoints = vec!["http://127.0.0.1:9".to_owned()];
+        assert_eq!(check(&notice).await.verdict, Verdict::Info);
+        let none = Notice { cloud: CloudChoice::None, ..Notice::default() };
+        assert_eq!(check(&none).await.verdict, Verdict::Info);
+        notice.gcp.endpoints.clear();
+        assert_eq!(check(&notice).await.verdict, Verdict::Failed);
     }
 }

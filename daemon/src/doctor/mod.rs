@@ -120,7 +120,7 @@ pub async fn examine(config_path: Option<&Path>, client: &Client) -> Report {
     let mut checks = vec![Check::ok("configuration", found)];
     checks.extend(host::check(&config).await);
     checks.extend(certificates::check(&config, SystemTime::now()));
-    checks.extend(metadata::check(&config.notice.aws).await);
+    checks.push(metadata::check(&config.notice).await);
     checks.extend(through_daemon::check(&config, client).await);
     checks.extend(leaks::check(&config).await);
     Report { checks }
@@ -146,7 +146,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         let text = format!(
-            "[host]\nname = \"a\"\n[tls]\ndir = \"{0}/tls\"\n[docker]\nsocket = \"{0}/docker.sock\"\n[notice.aws]\nenabled = false\n[criu]\ncriu = \"{0}/criu\"\nrunc = \"{0}/runc\"\n",
+            "[host]\nname = \"a\"\n[tls]\ndir = \"{0}/tls\"\n[docker]\nsocket = \"{0}/docker.sock\"\n[notice]\ncloud = \"none\"\n[criu]\ncriu = \"{0}/criu\"\nrunc = \"{0}/runc\"\n",
             dir.path().display()
         );
         std::fs::write(&path, text).unwrap();

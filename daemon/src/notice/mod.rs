@@ -5,15 +5,27 @@
 //! logged and asked again.
 //!
 //! The trait is made for clouds that differ in all that matters here: AWS is polled and names a deadline ([`aws`]);
-//! Google Cloud answers a long poll and may name none; Azure lists events that concern several machines and waits for an
-//! acknowledgement ([`Acknowledge`]).
+//! Google Cloud answers a long poll and names none; Azure lists events that concern several machines and waits for an
+//! acknowledgement ([`Acknowledge`]); Alibaba and Tencent show a time; a machine is told to shut down by somebody. [`detect`] finds out
+//! which of them it is, and is the source of all their notices.
 
+mod alibaba;
 pub mod aws;
+mod azure;
 mod complaint;
+pub mod detect;
 #[cfg(any(feature = "aws", test))]
 mod eventbridge;
+mod gcp;
+mod metadata;
+mod polling;
+mod shutdown;
 #[cfg(any(feature = "aws", test))]
 pub mod sqs;
+mod tencent;
+mod termination;
+#[cfg(test)]
+mod testing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +35,40 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
+
+/// Stands for the instance while a service does not say its id. A notice must not wait for that.
+const UNKNOWN_INSTANCE: &str = "unknown";
+
+/// Why a source cannot be made. Everything that can go wrong later is logged and tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// AWS's own.
+    #[error(transparent)]
+    Aws(#[from] aws::AwsSourceError),
+    /// There is no address to ask.
+    #[error("no endpoint of the metadata service of {service} is configured; name one, or another [notice] cloud")]
+    NoEndpoint {
+        /// Whose service.
+        service: &'static str,
+    },
+    /// An address is not an `http://` URL.
+    #[error("{endpoint:?} is not the http:// address of the metadata service of {service}")]
+    Endpoint {
+        /// Whose service.
+        service: &'static str,
+        /// The address as configured.
+        endpoint: String,
+    },
+    /// A poll interval of zero would keep a core busy.
+    #[error("the poll interval of the metadata service of {service} must be longer than zero")]
+    PollInterval {
+        /// Whose service.
+        service: &'static str,
+    },
+    /// The HTTP client could not be set up.
+    #[error("cannot set up the HTTP client for the metadata service: {0}")]
+    Client(#[from] reqwest::Error),
+}
 
 /// Who takes the host away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

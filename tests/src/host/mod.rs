@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup::Cgroup;
 use crate::command::command;
 use crate::error::{Context, Error, Result};
-use crate::imds::Instance;
+use crate::imds::{Cloud, Instance};
 use crate::layout::Layout;
 use crate::state::{Machine, Power, json};
 
@@ -52,6 +52,8 @@ pub enum Role {
     Host {
         /// What the metadata service tells.
         instance: Instance,
+        /// Whose that is.
+        cloud: Cloud,
         /// A command that is run in the root before the boot, if there is anything to set up.
         set_up: Option<Vec<String>>,
     },

@@ -61,8 +61,8 @@ fn supervise(spec: &Spec, spec_file: &Path) -> Result<()> {
         notify_socket.set_nonblocking(true).on("set the mode of", notify)?;
         let notify_socket = tokio::net::UnixDatagram::from_std(notify_socket).on("bind", notify)?;
         let metadata = match &spec.role {
-            Role::Host { instance, .. } => {
-                Some(imds::Server::bind(instance.clone(), &layout.imds_socket(&spec.name)).await?)
+            Role::Host { instance, cloud, .. } => {
+                Some(imds::Server::bind(instance.clone(), *cloud, &layout.imds_socket(&spec.name)).await?)
             }
             Role::Client => None,
         };
@@ -73,14 +73,16 @@ fn supervise(spec: &Spec, spec_file: &Path) -> Result<()> {
     })
 }
 
-/// The machine's interfaces: `lo`, with the metadata service's addresses on a host, and `eth0` on the switch.
+/// The machine's interfaces: `lo`, with the metadata services' addresses on a host, and `eth0` on the switch.
 fn set_up_network(spec: &Spec) -> Result<()> {
     let layout = spec.layout()?;
     let address = spec.address;
     ip("link set lo up")?;
     if matches!(spec.role, Role::Host { .. }) {
-        ip(&format!("address add {}/32 dev lo", imds::IPV4))?;
-        ip(&format!("address add {}/128 dev lo nodad", imds::IPV6))?;
+        for address in imds::ADDRESSES {
+            let options = if address.is_ipv6() { "/128 dev lo nodad" } else { "/32 dev lo" };
+            ip(&format!("address add {address}{options}"))?;
+        }
     }
     Switch::of(&layout).plug(&spec.name, &hardware_address(address), spec.link_mbit)?;
     ip(&format!("address add {address}/{PREFIX} broadcast + dev eth0"))?;

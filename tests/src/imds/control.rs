@@ -5,11 +5,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::{Metadata, Notice};
+use super::{Cloud, Metadata, Notice};
 use crate::error::{Context, Error, Result};
 
 /// What the testbed asks of the service.
@@ -20,6 +21,10 @@ pub enum Request {
     Notice(Notice),
     /// Take the notice back.
     Cancel,
+    /// Be the service of this cloud from now on, without a notice.
+    Cloud(Cloud),
+    /// Tell how things stand.
+    State,
     /// Tell of the instance with this id from now on.
     Identify {
         /// `i-` and 17 hexadecimal digits.
@@ -39,6 +44,7 @@ pub enum Request {
 #[serde(rename_all = "kebab-case")]
 enum Reply {
     Done,
+    State(State),
     Refused { reason: String },
 }
 
@@ -47,6 +53,32 @@ enum Reply {
 /// # Errors
 /// [`Error::Io`] when it does not answer, [`Error::Notice`] when it refuses.
 pub fn ask(host: &str, socket: &Path, request: Request) -> Result<()> {
+    exchange(host, socket, request).map(drop)
+}
+
+/// How things stand with a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The cloud that it is of.
+    pub cloud: Cloud,
+    /// When the notice that is out was approved.
+    pub approved: Option<Timestamp>,
+}
+
+/// Asks the service of `host` how things stand.
+///
+/// # Errors
+/// Like [`ask`].
+pub fn state(host: &str, socket: &Path) -> Result<State> {
+    match exchange(host, socket, Request::State)? {
+        Reply::State(state) => Ok(state),
+        other => {
+            Err(Error::Unexpected { what: "the state of a metadata service".to_owned(), text: format!("{other:?}") })
+        }
+    }
+}
+
+fn exchange(host: &str, socket: &Path, request: Request) -> Result<Reply> {
     let wrong = |source| Error::Json { what: "a message of the metadata service's control socket".to_owned(), source };
     let mut stream = UnixStream::connect(socket).on("connect to", socket)?;
     let line = serde_json::to_string(&request).map_err(wrong)?;
@@ -54,7 +86,7 @@ pub fn ask(host: &str, socket: &Path, request: Request) -> Result<()> {
     let mut reply = String::new();
     BufReader::new(stream).read_line(&mut reply).on("read from", socket)?;
     match serde_json::from_str(&reply).map_err(wrong)? {
-        Reply::Done => Ok(()),
+        reply @ (Reply::Done | Reply::State(_)) => Ok(reply),
         Reply::Refused { reason } => Err(Error::Notice { host: host.to_owned(), reason }),
     }
 }
@@ -68,6 +100,9 @@ pub(super) async fn serve(listener: UnixListener, metadata: Arc<Metadata>) {
             continue; // the asker is gone
         }
         let reply = match serde_json::from_str(&line) {
+            Ok(Request::Notice(Notice { action, .. })) if !metadata.cloud().gives(action) => {
+                Reply::Refused { reason: format!("{:?} gives no notice to {action:?}", metadata.cloud()) }
+            }
             Ok(Request::Notice(notice)) => {
                 metadata.set_notice(Some(notice));
                 Reply::Done
@@ -76,6 +111,11 @@ pub(super) async fn serve(listener: UnixListener, metadata: Arc<Metadata>) {
                 metadata.set_notice(None);
                 Reply::Done
             }
+            Ok(Request::Cloud(cloud)) => {
+                metadata.set_cloud(cloud);
+                Reply::Done
+            }
+            Ok(Request::State) => Reply::State(State { cloud: metadata.cloud(), approved: metadata.approved() }),
             Ok(Request::Identify { id }) => {
                 metadata.identify(id);
                 Reply::Done
@@ -120,6 +160,20 @@ mod tests {
             tokio::task::spawn_blocking(move || ask("a", &socket, request)).await.unwrap().unwrap();
             assert_eq!(metadata.notice(), out);
         }
+        for (request, cloud) in
+            [(Request::Notice(notice), Cloud::Aws), (Request::Cloud(Cloud::Tencent), Cloud::Tencent)]
+        {
+            let socket = socket.clone();
+            let asked = tokio::task::spawn_blocking(move || {
+                ask("a", &socket, request)?;
+                state("a", &socket)
+            });
+            assert_eq!(asked.await.unwrap().unwrap(), State { cloud, approved: None });
+        }
+        assert_eq!(metadata.notice(), None, "the notice of another cloud");
+        let (refusing, refused) = (socket.clone(), Request::Notice(notice));
+        let refused = tokio::task::spawn_blocking(move || ask("a", &refusing, refused)).await.unwrap();
+        assert!(matches!(refused, Err(Error::Notice { .. })), "{refused:?}");
         let identify = Request::Identify { id: "i-1".to_owned() };
         tokio::task::spawn_blocking(move || ask("a", &socket, identify)).await.unwrap().unwrap();
         assert_eq!(metadata.instance().id, "i-1");

@@ -1,12 +1,17 @@
-//! A metadata service as an AWS instance has it (IMDSv2, with tokens required), inside a host's network.
+//! A metadata service as an instance of one of several clouds has it ([`Cloud`]), inside a host's network.
 //!
-//! Source of formats and codes: "Use the Instance Metadata Service to access instance metadata" and "Spot Instance interruption
+//! For AWS (IMDSv2, with tokens required), formats and codes are from "Use the Instance Metadata Service to access instance metadata" and "Spot Instance interruption
 //! notices" in the Amazon EC2 User Guide. Only what a migration daemon may ask for is there; anything else is 404, as it is
 //! on an instance that does not have it.
 
 pub mod ahead;
+mod alibaba;
+mod azure;
+mod clouds;
 pub mod control;
+mod gcp;
 mod router;
+mod tencent;
 mod tokens;
 mod tree;
 
@@ -18,11 +23,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 use crate::base::remove_if_there;
 use crate::error::{Context, Result};
 
-pub use router::router;
+pub use clouds::{ADDRESSES, Cloud};
 pub use tokens::Tokens;
 
 /// The service's IPv4 address.
@@ -49,7 +55,7 @@ pub struct Instance {
     pub mac: String,
 }
 
-/// What happens to a spot instance at its interruption.
+/// What happens to an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -59,6 +65,8 @@ pub enum Action {
     Stop,
     /// It is hibernated.
     Hibernate,
+    /// It is started anew; not because it is a spot instance.
+    Reboot,
 }
 
 /// An interruption notice.
@@ -80,6 +88,11 @@ pub struct Metadata {
     documents: Mutex<BTreeMap<String, String>>,
     /// The tokens given out.
     tokens: Mutex<Tokens>,
+    cloud: Mutex<Cloud>,
+    /// How often notice or cloud have changed; for those who wait for that.
+    version: watch::Sender<u64>,
+    /// When the notice that is out was approved (Azure).
+    approved: Mutex<Option<Timestamp>>,
 }
 
 impl Metadata {
@@ -91,6 +104,9 @@ impl Metadata {
             notice: Mutex::default(),
             documents: Mutex::default(),
             tokens: Mutex::default(),
+            cloud: Mutex::default(),
+            version: watch::Sender::new(1),
+            approved: Mutex::default(),
         })
     }
 
@@ -108,6 +124,39 @@ impl Metadata {
     /// Puts a notice out, or takes it back.
     pub fn set_notice(&self, notice: Option<Notice>) {
         *locked(&self.notice) = notice;
+        *locked(&self.approved) = None;
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The cloud that this is an instance of.
+    #[must_use]
+    pub fn cloud(&self) -> Cloud {
+        *locked(&self.cloud)
+    }
+
+    /// Makes it an instance of another cloud, without a notice.
+    pub fn set_cloud(&self, cloud: Cloud) {
+        *locked(&self.cloud) = cloud;
+        self.set_notice(None);
+    }
+
+    /// When the notice that is out was approved.
+    #[must_use]
+    pub fn approved(&self) -> Option<Timestamp> {
+        *locked(&self.approved)
+    }
+
+    fn approve(&self, now: Timestamp) {
+        locked(&self.approved).get_or_insert(now);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn version(&self) -> u64 {
+        *self.version.borrow()
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
     }
 
     /// Puts a document out, or takes it back.
@@ -141,36 +190,31 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub struct Server {
     metadata: Arc<Metadata>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(IpAddr, TcpListener)>,
     control: UnixListener,
 }
 
 impl Server {
-    /// Binds the two documented addresses in the network namespace of the caller, and the control socket.
+    /// Binds the documented addresses in the network namespace of the caller, and the control socket.
     ///
     /// # Errors
     /// [`crate::Error::Io`] when one cannot be bound.
-    pub async fn bind(instance: Instance, control: &Path) -> Result<Self> {
+    pub async fn bind(instance: Instance, cloud: Cloud, control: &Path) -> Result<Self> {
         let mut listeners = Vec::new();
-        for address in [IpAddr::V4(IPV4), IpAddr::V6(IPV6)] {
-            listeners.push(
-                TcpListener::bind((address, PORT))
-                    .await
-                    .on("bind", &PathBuf::from(format!("{address} port {PORT}")))?,
-            );
+        for address in ADDRESSES {
+            let listener = TcpListener::bind((address, PORT)).await;
+            listeners.push((address, listener.on("bind", &PathBuf::from(format!("{address} port {PORT}")))?));
         }
         remove_if_there(control)?;
-        Ok(Self {
-            metadata: Metadata::new(instance),
-            listeners,
-            control: UnixListener::bind(control).on("bind", control)?,
-        })
+        let metadata = Metadata::new(instance);
+        metadata.set_cloud(cloud);
+        Ok(Self { metadata, listeners, control: UnixListener::bind(control).on("bind", control)? })
     }
 
     /// Answers until the task is dropped.
     pub async fn run(self) {
-        for listener in self.listeners {
-            let router = router(Arc::clone(&self.metadata));
+        for (address, listener) in self.listeners {
+            let router = clouds::at(address, Arc::clone(&self.metadata));
             tokio::spawn(async move { axum::serve(listener, router).await });
         }
         control::serve(self.control, self.metadata).await;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -18,11 +17,7 @@ const LIFE_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const VERSIONS: &[&str] = &["1.0", "2016-09-02", "2021-07-15", "latest"];
 
 /// Answers as the service of an instance that requires tokens (`HttpTokens=required`).
-pub fn router(metadata: Arc<Metadata>) -> Router {
-    Router::new().fallback(answer).with_state(metadata)
-}
-
-async fn answer(State(metadata): State<Arc<Metadata>>, request: Request) -> Response {
+pub(super) async fn answer(State(metadata): State<Arc<Metadata>>, request: Request) -> Response {
     let path = request.uri().path().trim_start_matches('/');
     match *request.method() {
         Method::PUT if path == "latest/api/token" => issue(&metadata, request.headers()),
@@ -100,6 +95,7 @@ fn refuse(status: StatusCode) -> Response {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use axum::Router;
     use axum::body::Body;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
@@ -129,7 +125,8 @@ mod tests {
             request = request.header(*name, *value);
         }
         let request = request.body(Body::empty()).unwrap();
-        let response = router(Arc::clone(metadata)).oneshot(request).await.unwrap();
+        let router = Router::new().fallback(answer).with_state(Arc::clone(metadata));
+        let response = router.oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let body = String::from_utf8(body.to_vec()).unwrap();

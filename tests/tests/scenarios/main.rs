@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod clouds;
 mod doctor;
 mod engine;
 mod faults;
@@ -54,6 +55,11 @@ fn main() -> ExitCode {
         redis::a_connection_lives_through_a_move_and_the_move_back,
         redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
         redis::the_restart_policy_acts_again_after_the_move,
+        clouds::googles_preemption_moves_redis_with_its_connection,
+        clouds::azures_preemption_moves_redis_with_its_connection_and_is_approved_when_that_runs,
+        clouds::alibabas_termination_time_moves_redis_with_its_connection,
+        clouds::tencents_termination_time_moves_redis_with_its_connection,
+        clouds::a_machine_that_is_powered_off_waits_until_its_containers_are_gone,
         engine::the_container_is_the_same_to_the_engine_and_never_restarted_at_the_source,
         engine::logs_exec_and_stop_work_after_the_move,
         engine::a_terminal_lives_on,
