@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::labels;
+use crate::refusal::Refusal;
 
 /// What becomes of the container's address when it moves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -94,5 +95,19 @@ impl Container {
     /// Groups of which no two containers may be on one host, from the label `io.spothop.group`.
     pub fn groups(&self) -> impl Iterator<Item = &str> {
         labels::words(self.labels.get(labels::GROUP))
+    }
+
+    /// Names of containers that it must not be on one host with, from the label `io.spothop.avoid-with`.
+    pub fn avoids(&self) -> impl Iterator<Item = &str> {
+        labels::words(self.labels.get(labels::AVOID_WITH))
+    }
+
+    /// Why both must not be on one host; none if they may.
+    pub(crate) fn conflict(&self, other: &Self) -> Option<Refusal> {
+        if let Some(group) = self.groups().find(|group| other.groups().any(|has| has == *group)) {
+            return Some(Refusal::GroupTaken { group: group.to_owned() });
+        }
+        let avoids = self.avoids().any(|name| name == other.name) || other.avoids().any(|name| name == self.name);
+        avoids.then(|| Refusal::AvoidsContainer { name: other.name.clone() })
     }
 }

@@ -8,7 +8,7 @@ use crate::container::Network;
 use crate::version::{ProtocolRange, Version};
 
 /// The host whose containers are planned.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// Its name in the inventory. A host of this name is never a target.
     pub name: String,
@@ -42,6 +42,7 @@ pub struct Host {
 /// Whether a host answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "nearly all hosts answer: a box would only add an allocation to each")]
 pub enum HostState {
     /// It answered with these facts.
     Reachable(Facts),

@@ -1,10 +1,6 @@
 //! Hosts and containers that tests start from; each changes what it is about.
 
-use std::collections::BTreeMap;
-
-use spothop_policy::{
-    Container, CpuVerdict, Estimates, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version,
-};
+use spothop_policy::{Container, CpuVerdict, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version};
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -15,9 +11,7 @@ pub(crate) fn source() -> Source {
         kernel: Version::new(6, 1, 140),
         criu: Version::new(4, 2, 1),
         protocol: ProtocolRange { min: 1, max: 2 },
-        zone: None,
-        pool: None,
-        labels: BTreeMap::new(),
+        ..Source::default()
     }
 }
 
@@ -61,5 +55,5 @@ pub(crate) fn container(name: &str, memory_bytes: u64) -> Container {
 }
 
 pub(crate) fn request(containers: Vec<Container>, hosts: Vec<Host>) -> Request {
-    Request { source: source(), containers, hosts, budget: None, estimates: Estimates::default(), concurrency: 1 }
+    Request { source: source(), containers, hosts, concurrency: 1, ..Request::default() }
 }
