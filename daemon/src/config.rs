@@ -19,12 +19,14 @@ use toml::Spanned;
 
 pub mod memory;
 mod notice;
+mod policy;
 pub mod units;
 
 pub use memory::Memory;
 pub use notice::{
     AwsNotice, AzureNotice, CloudChoice, GcpNotice, Likely, Notice, Others, Reclaim, Shutdown, SpotNotice, SqsNotice,
 };
+pub use policy::Policy;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
@@ -52,6 +54,8 @@ pub struct Config {
     pub docker: Docker,
     /// How memory goes over.
     pub memory: Memory,
+    /// How plans are made.
+    pub policy: Policy,
     /// Connections between hosts.
     pub transfer: Transfer,
     /// The programs that checkpoint and restore.
@@ -256,9 +260,29 @@ impl<'de> Deserialize<'de> for Address {
 /// What can be wrong with a value that is good TOML.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// Not TOML, a key that does not exist, a value of the wrong kind; the parser's own words.
+    /// Not TOML, or a value of the wrong kind; the parser's own words.
     #[error("{0}")]
     Parse(String),
+    /// A key, or a word where only certain words may stand, that does not exist.
+    #[error("there is no {name} here; {advice}")]
+    Unknown {
+        /// What was written, and as what: "key `x`".
+        name: String,
+        /// What was meant, perhaps; else all that there are.
+        advice: String,
+    },
+    /// A rule that does not do.
+    #[error(transparent)]
+    Rule(Box<spothop_policy::rules::RuleError>),
+    /// A rule that does not say how much.
+    #[error("say how much: seconds = 30, as many seconds of moving as it is worth")]
+    RuleWithoutSeconds,
+    /// A rule that says how much of what is no matter of more or less.
+    #[error("`seconds` belongs to \"prefer\" and \"penalty\" only")]
+    RuleWithSeconds,
+    /// A negative amount, or one beyond sense.
+    #[error("`seconds` is between 0 and 1000000000; \"prefer\" takes them off, \"penalty\" adds them")]
+    RuleSeconds,
     /// A name that no certificate can carry.
     #[error(
         "`{0}` is not a host name; use letters, digits, `-` and `.`, 253 characters at most, as in its certificate"
@@ -282,6 +306,31 @@ pub enum Problem {
         "peer `{0}` has this host's own name; remove the entry, or set [host] name to what the others call this host"
     )]
     SelfAsPeer(String),
+}
+
+impl Problem {
+    /// From the parser's words.
+    fn of(message: &str) -> Self {
+        let Some((what, name, known)) = unknown(message) else { return Self::Parse(message.to_owned()) };
+        let advice = match spothop_policy::rules::nearest(name, known.iter().copied()) {
+            Some(nearest) => format!("did you mean `{nearest}`?"),
+            None if known.is_empty() => "there is none at all".to_owned(),
+            None => format!("there are `{}`", known.join("`, `")),
+        };
+        Self::Unknown { name: format!("{what} `{name}`"), advice }
+    }
+}
+
+/// What serde says of names that it does not know is "unknown field `x`, expected one of `a`, `b`": key or value, the name, and all
+/// that there are.
+fn unknown(message: &str) -> Option<(&'static str, &str, Vec<&str>)> {
+    let what = match message {
+        _ if message.starts_with("unknown field `") => "key",
+        _ if message.starts_with("unknown variant `") => "value",
+        _ => return None,
+    };
+    let mut names = message.split('`').skip(1).step_by(2);
+    Some((what, names.next()?, names.collect()))
 }
 
 /// Where in the file a problem is: line and column count from 1, the column in characters.
@@ -338,6 +387,7 @@ struct File {
     limits: Limits,
     docker: Docker,
     memory: Memory,
+    policy: policy::Table,
     transfer: Transfer,
     criu: Criu,
 }
@@ -413,7 +463,7 @@ impl Config {
         let file: File = toml::from_str(text).map_err(|error| ConfigError::At {
             path: path.to_owned(),
             place: Place::of(text, &error.span().unwrap_or(0..0)),
-            problem: Problem::Parse(error.message().to_owned()),
+            problem: Problem::of(error.message()),
         })?;
         file.validate(text, path, host_name)
     }
@@ -432,6 +482,11 @@ impl File {
             place: Place::of(text, &name.span()),
             problem,
         };
+        let policy = self.policy.validate(text).map_err(|(span, problem)| ConfigError::At {
+            path: path.to_owned(),
+            place: Place::of(text, &span),
+            problem,
+        })?;
         let own_name = match &self.host.name {
             Some(name) if !is_host_name(name.get_ref()) => {
                 return Err(at(name, Problem::BadName(name.get_ref().clone())));
@@ -476,6 +531,7 @@ impl File {
             limits: self.limits,
             docker: self.docker,
             memory: self.memory,
+            policy,
             transfer: self.transfer,
             criu: self.criu,
         })

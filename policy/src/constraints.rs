@@ -1,7 +1,10 @@
 //! What a host must meet to be a target.
 
+use std::collections::BTreeMap;
+
 use crate::container::{Container, Network, NetworkIdentity};
 use crate::host::{CpuVerdict, Facts, Host, HostState, Source};
+use crate::labels::{self, words};
 use crate::refusal::Refusal;
 use crate::version::Version;
 
@@ -38,7 +41,38 @@ pub(crate) fn check<'h>(source: &Source, container: &Container, host: &'h Host) 
     refusals.extend(criu(source, facts.criu));
     refusals
         .extend(container.networks.iter().filter_map(|needed| network(container.identity, needed, &facts.networks)));
+    if let Some(present) = &facts.mounts {
+        let missing = container.mounts.iter().filter(|mount| !present.contains(mount));
+        refusals.extend(missing.map(|mount| Refusal::MountMissing { mount: mount.clone() }));
+    }
+    refusals.extend(host_labels(container, &facts.labels));
+    refusals.extend(company(container, facts));
     (Some(facts), refusals)
+}
+
+/// What the container's labels ask of the host's.
+fn host_labels<'c>(
+    container: &'c Container,
+    has: &BTreeMap<String, String>,
+) -> impl Iterator<Item = Refusal> + use<'c> {
+    let holds = |wanted: &str| match wanted.split_once('=') {
+        None => has.contains_key(wanted),
+        Some((key, value)) => has.get(key.trim_end()).is_some_and(|has| has == value.trim_start()),
+    };
+    let required = words(container.labels.get(labels::REQUIRE)).filter(|wanted| !holds(wanted));
+    let avoided = words(container.labels.get(labels::AVOID)).filter(|wanted| holds(wanted));
+    let missing: Vec<_> = required.map(|label| Refusal::LabelMissing { label: label.to_owned() }).collect();
+    let present: Vec<_> = avoided.map(|label| Refusal::LabelAvoided { label: label.to_owned() }).collect();
+    missing.into_iter().chain(present)
+}
+
+/// Who runs on the host already that the container must not be with.
+fn company(container: &Container, facts: &Facts) -> Vec<Refusal> {
+    let groups = container.groups().filter(|group| facts.groups.iter().any(|has| has == group));
+    let groups = groups.map(|group| Refusal::GroupTaken { group: group.to_owned() });
+    let names = container.avoids().filter(|name| facts.runs.iter().any(|runs| runs == name));
+    let names = names.map(|name| Refusal::AvoidsContainer { name: name.to_owned() });
+    groups.chain(names).collect()
 }
 
 fn criu(source: &Source, has: Option<Version>) -> Option<Refusal> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::rates::{GIB, Habits, Leaves, Load, Rates, Times, nanos, scaled};
+use crate::rates::{GIB, Habits, Leaves, Load, Rates, Stages, Times, nanos, scaled};
 use crate::sample::Sample;
 
 /// So many of the newest runs are looked at. A change is believed after five of them.
@@ -71,8 +71,18 @@ impl Estimates {
 
     /// How long it takes to move a container of this name, with so much memory and so many other bytes, to a host.
     pub fn predict(&self, peer: &str, container: &str, memory_bytes: u64, other_bytes: u64) -> Times {
+        self.stages(peer, container, memory_bytes, other_bytes).times()
+    }
+
+    /// The same in its parts.
+    pub(crate) fn stages(&self, peer: &str, container: &str, memory_bytes: u64, other_bytes: u64) -> Stages {
         let habits = self.habits.get(container).copied().unwrap_or_default();
-        self.rates(peer).predict(&Load { memory_bytes, other_bytes, leaves: self.leaves, habits })
+        self.rates(peer).stages(&Load { memory_bytes, other_bytes, leaves: self.leaves, habits })
+    }
+
+    /// What leaves this host at most, in bytes per second: as much as the fastest target took. More than that nobody has seen.
+    pub(crate) fn link(&self) -> u64 {
+        self.peers.values().map(Rates::fastest).fold(self.everywhere.fastest(), u64::max)
     }
 }
 

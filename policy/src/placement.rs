@@ -1,190 +1,189 @@
-//! Who goes where.
+//! What the search has found, with all its reasons.
 
-use std::cmp::Reverse;
+use std::time::Duration;
 
-use crate::constraints;
-use crate::container::Container;
-use crate::host::{CpuVerdict, Facts, Host, HostState};
-use crate::plan::{Request, Stay, Strategy};
-use crate::rank::{self, Candidate, Score};
-use crate::refusal::{HostRefusal, Refusal};
+use crate::Policy;
+use crate::fallback::{Fallback, NextBest};
+use crate::labels;
+use crate::plan::{Move, Stay};
+use crate::rank::Candidate;
+use crate::refusal::HostRefusal;
+use crate::search::Places;
+use crate::table::{Members, Table};
 
-/// A container with its target, before anything is said about order and time.
-#[derive(Debug)]
-pub(crate) struct Placed<'r> {
-    pub(crate) container: &'r Container,
-    /// The first of the candidates.
-    pub(crate) target: Candidate,
-    /// Best first.
-    pub(crate) candidates: Vec<Candidate>,
-    pub(crate) refusals: Vec<HostRefusal>,
+/// Turns places in a table into what a plan says.
+pub(crate) struct Placement<'t, 'r> {
+    policy: &'r Policy,
+    table: &'t Table<'r>,
+    /// Who goes where; a container that is to be started anew is where it would be started.
+    members: Members,
 }
 
-/// The outcome of one strategy.
-#[derive(Debug)]
-pub(crate) struct Placement<'r> {
-    pub(crate) strategy: Strategy,
-    pub(crate) placed: Vec<Placed<'r>>,
-    pub(crate) stays: Vec<Stay>,
-}
-
-impl Placement<'_> {
-    /// Priorities of what is placed, highest first: the greater list is the better placement (more containers of the higher
-    /// priorities, then more of the lower).
-    fn worth(&self) -> Vec<i64> {
-        let mut priorities: Vec<i64> = self.placed.iter().map(|placed| placed.container.priority).collect();
-        priorities.sort_by_key(|priority| Reverse(*priority));
-        priorities
-    }
-}
-
-/// Spreads the containers over the hosts; when that leaves one without room, tries to pack them and takes the better outcome.
-pub(crate) fn place(request: &Request) -> Placement<'_> {
-    let spread = with_strategy(request, Strategy::Spread);
-    if !spread.stays.iter().any(lacks_only_room) {
-        return spread;
-    }
-    let packed = with_strategy(request, Strategy::Pack);
-    if packed.worth() > spread.worth() { packed } else { spread }
-}
-
-/// Whether some host would take the container were it not for the rest of the plan (or its own size).
-fn lacks_only_room(stay: &Stay) -> bool {
-    let room = |refusal: &Refusal| matches!(refusal, Refusal::NoMemory { .. } | Refusal::NoDisk { .. });
-    stay.obstacles.is_empty() && stay.refusals.iter().any(|host| host.refusals.iter().all(room))
-}
-
-fn with_strategy(request: &Request, strategy: Strategy) -> Placement<'_> {
-    let mut ledgers: Vec<Ledger<'_>> =
-        request.hosts.iter().map(|host| Ledger::new(host, request.concurrency)).collect();
-    ledgers.sort_by_key(|ledger| &ledger.host.name);
-
-    // The largest first within a priority: small ones fit into what is left, not the other way round.
-    let mut containers: Vec<&Container> = request.containers.iter().collect();
-    containers.sort_by_key(|c| (Reverse(c.priority), Reverse(c.memory_bytes), &c.name, &c.id));
-
-    let mut placement = Placement { strategy, placed: Vec::new(), stays: Vec::new() };
-    for container in containers {
-        let (candidates, refusals) = judge(request, container, &ledgers, strategy);
-        match candidates.first().cloned() {
-            Some(target) if container.obstacles.is_empty() => {
-                if let Some(ledger) = ledgers.iter_mut().find(|ledger| ledger.host.name == target.host) {
-                    ledger.book(container);
-                }
-                placement.placed.push(Placed { container, target, candidates, refusals });
+impl<'t, 'r> Placement<'t, 'r> {
+    pub(crate) fn new(policy: &'r Policy, table: &'t Table<'r>, places: &Places) -> Self {
+        let mut members = vec![Vec::new(); table.hosts.len()];
+        for (container, host) in places.iter().enumerate() {
+            if let Some(host) = host {
+                members[*host].push(container);
             }
-            _ => placement.stays.push(Stay {
-                container: container.id.clone(),
-                name: container.name.clone(),
-                priority: container.priority,
-                obstacles: container.obstacles.clone(),
-                refusals,
-            }),
+        }
+        Self { policy, table, members }
+    }
+
+    /// A container that moves to a host; times are those of the whole plan.
+    pub(crate) fn moves(&self, container: usize, host: usize, span: (Duration, Duration), fits_deadline: bool) -> Move {
+        let (mut candidates, refusals) = self.judge(container);
+        let target = &self.table.hosts[host].name;
+        // The one that is best for the plan as a whole comes first, the others as they would cost.
+        candidates.sort_by_key(|one| (one.host != *target, one.cost.total_us(), one.host.clone()));
+        let about = self.table.containers[container];
+        let predicted = self.table.pairs[container][host].offer.as_ref().map(|offer| offer.times).unwrap_or_default();
+        Move {
+            container: about.id.clone(),
+            name: about.name.clone(),
+            priority: about.priority,
+            target: target.clone(),
+            candidates,
+            refusals,
+            mode: self.table.request.estimates.leaves,
+            streams: self.table.request.streams,
+            predicted,
+            starts_after: span.0,
+            ends_after: span.1,
+            fits_deadline,
+            next_best: None,
         }
     }
-    placement
-}
 
-/// The hosts that would do, best first, and those that would not, by name.
-fn judge(
-    request: &Request,
-    container: &Container,
-    ledgers: &[Ledger<'_>],
-    strategy: Strategy,
-) -> (Vec<Candidate>, Vec<HostRefusal>) {
-    let mut candidates = Vec::new();
-    let mut refused = Vec::new();
-    for ledger in ledgers {
-        let (facts, mut refusals) = constraints::check(&request.source, container, ledger.host);
-        if let Some(facts) = facts {
-            refusals.extend(ledger.lacks(container, facts));
-        }
-        match facts {
-            Some(facts) if refusals.is_empty() => candidates.push(candidate(request, container, ledger, facts)),
-            _ => refused.push(HostRefusal { host: ledger.host.name.clone(), refusals }),
+    /// A container that has no target.
+    pub(crate) fn stays(&self, container: usize) -> Stay {
+        let about = self.table.containers[container];
+        let mut obstacles = about.obstacles.clone();
+        let instead = self.table.instead[container].as_ref();
+        obstacles.extend(instead.map(|(then, rule)| format!("rule {rule}: {then}, and do not move it")));
+        Stay {
+            container: about.id.clone(),
+            name: about.name.clone(),
+            priority: about.priority,
+            obstacles,
+            refusals: self.judge(container).1,
+            next_best: None,
         }
     }
-    rank::sort(&mut candidates, strategy);
-    (candidates, refused)
-}
 
-fn candidate(request: &Request, container: &Container, ledger: &Ledger<'_>, facts: &Facts) -> Candidate {
-    let score = Score {
-        cpu_checked: facts.cpu == CpuVerdict::Compatible,
-        image_present: has_image(facts, container),
-        free_memory_after_bytes: ledger.room(facts).saturating_sub(container.memory_bytes),
-    };
-    let (peer, other_bytes) = (&ledger.host.name, disk_needed(facts, container));
-    let predicted = request.estimates.predict(peer, &container.name, container.memory_bytes, other_bytes);
-    Candidate { host: peer.clone(), score, reason: score.to_string(), predicted }
-}
-
-fn has_image(facts: &Facts, container: &Container) -> bool {
-    facts.images.contains(&container.image)
-}
-
-/// Bytes that come to lie on the target's disk. Two containers of one image that the target lacks count it twice: which of them
-/// brings it is known only when they go, and this way the figure is never too small.
-fn disk_needed(facts: &Facts, container: &Container) -> u64 {
-    let image = if has_image(facts, container) { 0 } else { container.image_bytes };
-    container.disk_bytes.saturating_add(image)
-}
-
-/// What the plan has already promised of one host.
-#[derive(Debug)]
-struct Ledger<'r> {
-    host: &'r Host,
-    /// Memory of all containers placed there.
-    memory_bytes: u64,
-    /// The stagings of as many of them as may move at the same time, the largest first. Taking the largest keeps the promise
-    /// whatever their order.
-    stagings: Vec<u64>,
-    /// How many may move at the same time, at least one.
-    concurrency: usize,
-    /// Disk of all containers placed there.
-    disk_bytes: u64,
-}
-
-impl<'r> Ledger<'r> {
-    fn new(host: &'r Host, concurrency: usize) -> Self {
-        Self { host, memory_bytes: 0, stagings: Vec::new(), concurrency: concurrency.max(1), disk_bytes: 0 }
-    }
-
-    /// The stagings that may be there at the same time once `container` is placed here too.
-    fn stagings_with(&self, container: &Container) -> Vec<u64> {
-        let mut stagings = self.stagings.clone();
-        stagings.push(container.staging_bytes);
-        stagings.sort_by_key(|bytes| Reverse(*bytes));
-        stagings.truncate(self.concurrency);
-        stagings
-    }
-
-    /// Memory that is not promised yet.
-    fn room(&self, facts: &Facts) -> u64 {
-        facts.room_bytes().saturating_sub(self.memory_bytes)
-    }
-
-    fn lacks(&self, container: &Container, facts: &Facts) -> Vec<Refusal> {
-        let mut refusals = Vec::new();
-        let needs_bytes = self.stagings_with(container).into_iter().fold(container.memory_bytes, u64::saturating_add);
-        let has_bytes = self.room(facts);
-        if needs_bytes > has_bytes {
-            refusals.push(Refusal::NoMemory { needs_bytes, has_bytes });
+    /// The hosts that would do beside the rest of the plan, and those that would not, by name.
+    fn judge(&self, container: usize) -> (Vec<Candidate>, Vec<HostRefusal>) {
+        let (mut candidates, mut refused) = (Vec::new(), Vec::new());
+        for (host, about) in self.table.hosts.iter().enumerate() {
+            let others = self.others(container, host);
+            let pair = &self.table.pairs[container][host];
+            let mut refusals = pair.refusals.clone();
+            refusals.extend(self.table.lacks(container, host, &others));
+            match &pair.offer {
+                Some(offer) if refusals.is_empty() => {
+                    let mut cost = offer.cost;
+                    let (load, balance) = self.table.adds(container, host, &others);
+                    cost.load_us += load;
+                    cost.balance_us += balance;
+                    let score = self.table.score(container, host, &others);
+                    let reason = format!("{score}; costs {cost}");
+                    candidates.push(Candidate {
+                        host: about.name.clone(),
+                        score,
+                        cost,
+                        reason,
+                        predicted: offer.times,
+                    });
+                }
+                _ => refused.push(HostRefusal { host: about.name.clone(), refusals }),
+            }
         }
-        let needs_bytes = disk_needed(facts, container);
-        let has_bytes = facts.free_disk_bytes.saturating_sub(self.disk_bytes);
-        if needs_bytes > has_bytes {
-            refusals.push(Refusal::NoDisk { needs_bytes, has_bytes });
-        }
-        refusals
+        (candidates, refused)
     }
 
-    /// Only for a container that [`lacks`](Self::lacks) nothing here, so that the sums cannot overflow.
-    fn book(&mut self, container: &Container) {
-        self.memory_bytes += container.memory_bytes;
-        self.stagings = self.stagings_with(container);
-        if let HostState::Reachable(facts) = &self.host.state {
-            self.disk_bytes += disk_needed(facts, container);
+    fn others(&self, container: usize, host: usize) -> Vec<usize> {
+        self.members[host].iter().copied().filter(|&member| member != container).collect()
+    }
+
+    /// What becomes of a container that is not moved in time: the first possible of what a rule, its label or the configuration says.
+    pub(crate) fn next_best(&mut self, container: usize) -> Fallback {
+        let (wanted, by) = self.wanted(container);
+        let mut instead_of = Vec::new();
+        for then in wanted {
+            let takes = match then {
+                NextBest::Park => self.park(container).map(|takes| (None, Some(takes))),
+                NextBest::Cold => self.cold(container).map(|(host, takes)| (Some(host), Some(takes))),
+                NextBest::Drop => Ok((None, None)),
+            };
+            match takes {
+                Ok((host, takes)) => {
+                    if let Some(host) = host {
+                        self.members[host].push(container);
+                    }
+                    let target = host.map(|host| self.table.hosts[host].name.clone());
+                    return Fallback { then, target, takes, by, instead_of };
+                }
+                Err(reason) => instead_of.push(format!("{then}: {reason}")),
+            }
+        }
+        Fallback {
+            then: NextBest::Drop,
+            target: None,
+            takes: None,
+            by: "nothing else can be done".to_owned(),
+            instead_of,
+        }
+    }
+
+    fn wanted(&self, container: usize) -> (Vec<NextBest>, String) {
+        if let Some((then, rule)) = &self.table.instead[container] {
+            return (vec![*then], format!("rule {rule}"));
+        }
+        let (label, _) = labels::fallback(self.table.containers[container].labels.get(labels::FALLBACK));
+        if label.is_empty() {
+            return (self.policy.fallback.clone(), "[policy] fallback".to_owned());
+        }
+        (label, format!("label {}", labels::FALLBACK))
+    }
+
+    /// How long it takes to send it to the object store, or why it cannot be.
+    fn park(&self, container: usize) -> Result<Duration, String> {
+        if !self.table.request.can_park {
+            return Err("no parking place is configured".to_owned());
+        }
+        let about = self.table.containers[container];
+        if !about.obstacles.is_empty() {
+            return Err("it cannot be checkpointed".to_owned());
+        }
+        let estimates = &self.table.request.estimates;
+        let stages = estimates.stages("", &about.name, about.memory_bytes, about.disk_bytes);
+        self.in_time(stages.times().total)
+    }
+
+    /// Where it can be started anew, and how long it takes to send its files there, or why it cannot be.
+    fn cold(&self, container: usize) -> Result<(usize, Duration), String> {
+        let about = self.table.containers[container];
+        let mut best: Option<(i64, usize, Duration)> = None;
+        for (host, there) in self.table.hosts.iter().enumerate() {
+            let pair = &self.table.pairs[container][host];
+            let Some(offer) = &pair.offer else { continue };
+            let would_do = pair.refusals.iter().all(|refusal| refusal.is_about_restoring())
+                && self.table.fits(container, host, &self.others(container, host));
+            let stages = self.table.request.estimates.stages(&there.name, &about.name, 0, offer.disk_bytes);
+            let takes = stages.times().total;
+            if would_do && self.in_time(takes).is_ok() && best.is_none_or(|(cost, ..)| offer.cost_us < cost) {
+                best = Some((offer.cost_us, host, takes));
+            }
+        }
+        best.map(|(_, host, takes)| (host, takes)).ok_or_else(|| "no host has room for it in time".to_owned())
+    }
+
+    fn in_time(&self, takes: Duration) -> Result<Duration, String> {
+        match self.table.request.budget {
+            Some(budget) if takes > budget => {
+                Err(format!("takes {:.1} s, and only {:.1} s are left", takes.as_secs_f64(), budget.as_secs_f64()))
+            }
+            _ => Ok(takes),
         }
     }
 }

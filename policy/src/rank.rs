@@ -1,17 +1,14 @@
-//! The order among the hosts that would do.
+//! The hosts that would do, as the plan shows them.
 
-use std::cmp::Ordering;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Strategy;
+use crate::cost::Cost;
 use crate::quantity::Bytes;
 use crate::rates::Times;
 
-/// What speaks for a host, the weightiest first; a lower field decides only where all above it are equal.
-///
-/// An order of named figures rather than a sum of weights: nobody has to know what a point is worth to see why a host won.
+/// What a host is like for a container. What decides is its [`Cost`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Score {
     /// The CPU was checked. Without that a restore may fail after the freeze.
@@ -20,18 +17,6 @@ pub struct Score {
     pub image_present: bool,
     /// Memory left for other containers afterwards, in bytes.
     pub free_memory_after_bytes: u64,
-}
-
-impl Score {
-    /// Greater is better.
-    fn compare(&self, other: &Self, strategy: Strategy) -> Ordering {
-        let by_memory = self.free_memory_after_bytes.cmp(&other.free_memory_after_bytes);
-        let standing = |score: &Self| (score.cpu_checked, score.image_present);
-        standing(self).cmp(&standing(other)).then(match strategy {
-            Strategy::Spread => by_memory,
-            Strategy::Pack => by_memory.reverse(),
-        })
-    }
 }
 
 impl fmt::Display for Score {
@@ -47,15 +32,13 @@ impl fmt::Display for Score {
 pub struct Candidate {
     /// The host's name.
     pub host: String,
-    /// What speaks for it.
+    /// What it is like.
     pub score: Score,
-    /// The score in words.
+    /// What it costs to go there.
+    #[serde(default)]
+    pub cost: Cost,
+    /// Both in words.
     pub reason: String,
     /// How long the migration to this host takes.
     pub predicted: Times,
-}
-
-/// Puts the best first; equals by name, so that the answer never depends on the order of the inventory.
-pub(crate) fn sort(candidates: &mut [Candidate], strategy: Strategy) {
-    candidates.sort_by(|a, b| b.score.compare(&a.score, strategy).then_with(|| a.host.cmp(&b.host)));
 }

@@ -1,5 +1,6 @@
 //! Measured speeds and fixed costs, and the times they predict.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -60,10 +61,49 @@ impl Rates {
     ///
     /// With a rate of 0 nothing ever arrives; the answer is then the longest time that can be written, as it is upon overflow.
     pub fn predict(&self, load: &Load) -> Times {
-        let walk = scaled(self.freeze_per_gib, load.memory_bytes, GIB);
-        let left = sending(load.frozen_bytes(), self.frozen_bytes_per_second);
-        let frozen = self.freeze.saturating_add(walk).saturating_add(left);
-        let before = self.prepare.saturating_add(sending(load.running_bytes(), self.bytes_per_second));
+        self.stages(load).times()
+    }
+
+    /// What a migration consists of.
+    pub(crate) fn stages(&self, load: &Load) -> Stages {
+        Stages {
+            prepare: self.prepare,
+            running: sending(load.running_bytes(), self.bytes_per_second),
+            freeze: self.freeze.saturating_add(scaled(self.freeze_per_gib, load.memory_bytes, GIB)),
+            frozen: sending(load.frozen_bytes(), self.frozen_bytes_per_second),
+            running_rate: self.bytes_per_second,
+            frozen_rate: self.frozen_bytes_per_second,
+        }
+    }
+
+    /// The faster of both rates, in bytes per second.
+    pub(crate) fn fastest(&self) -> u64 {
+        self.bytes_per_second.max(self.frozen_bytes_per_second)
+    }
+}
+
+/// The parts of a migration, one after the other, each as long as it takes when nobody else sends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Stages {
+    /// Nothing is sent.
+    pub(crate) prepare: Duration,
+    /// Image, files and memory are sent while the container runs.
+    pub(crate) running: Duration,
+    /// It is frozen, and nothing is sent.
+    pub(crate) freeze: Duration,
+    /// What is left is sent.
+    pub(crate) frozen: Duration,
+    /// In bytes per second.
+    pub(crate) running_rate: u64,
+    /// In bytes per second.
+    pub(crate) frozen_rate: u64,
+}
+
+impl Stages {
+    /// Each rounded up to a millisecond.
+    pub(crate) fn times(&self) -> Times {
+        let frozen = self.freeze.saturating_add(self.frozen);
+        let before = self.prepare.saturating_add(self.running);
         Times { total: whole(before.saturating_add(frozen)), frozen: whole(frozen) }
     }
 }
@@ -79,6 +119,17 @@ pub enum Leaves {
     StopAndCopy,
     /// In CRIU's images, once it is frozen.
     Dump,
+}
+
+/// As the configuration has it: `pre-copy`, `stop-and-copy`, `dump`.
+impl fmt::Display for Leaves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PreCopy => "pre-copy",
+            Self::StopAndCopy => "stop-and-copy",
+            Self::Dump => "dump",
+        })
+    }
 }
 
 impl Leaves {
@@ -188,7 +239,8 @@ pub(crate) fn nanos(nanos: u128) -> Duration {
     Duration::new(seconds, (nanos % 1_000_000_000) as u32).min(LONGEST)
 }
 
-fn whole(duration: Duration) -> Duration {
+/// Rounded up to a millisecond.
+pub(crate) fn whole(duration: Duration) -> Duration {
     Duration::from_millis(u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
 }
 

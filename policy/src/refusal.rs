@@ -92,6 +92,50 @@ pub enum Refusal {
         /// Driver and subnets on the host.
         has: String,
     },
+    /// A mount that the container has labelled as shared does not exist on the host.
+    #[error("shared mount {mount} is missing")]
+    MountMissing {
+        /// The directory, or the volume's name.
+        mount: String,
+    },
+    /// The container requires a label that the host does not have.
+    #[error("lacks the label {label} (io.spothop.require)")]
+    LabelMissing {
+        /// As the container's label says it.
+        label: String,
+    },
+    /// The container avoids hosts with a label that this one has.
+    #[error("has the label {label} (io.spothop.avoid)")]
+    LabelAvoided {
+        /// As the container's label says it.
+        label: String,
+    },
+    /// A container of the same group is there, or the plan sends it there.
+    #[error("another container of group {group} is there (io.spothop.group)")]
+    GroupTaken {
+        /// The group.
+        group: String,
+    },
+    /// A container that this one avoids, or that avoids this one, is there, or the plan sends it there.
+    #[error("container {name} is there (io.spothop.avoid-with)")]
+    AvoidsContainer {
+        /// The other container's name.
+        name: String,
+    },
+    /// A rule of the operator's forbids it.
+    #[error("forbidden by rule {rule}")]
+    Rule {
+        /// The rule's name.
+        rule: String,
+    },
+    /// A rule of the operator's could not be evaluated. What nobody has allowed is refused.
+    #[error("rule {rule} could not be evaluated: {reason}")]
+    RuleFailed {
+        /// The rule's name.
+        rule: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// Not enough memory, what the plan already sends there being counted.
     #[error("no room: needs {} of memory, has {}", Bytes(*.needs_bytes), Bytes(*.has_bytes))]
     NoMemory {
@@ -108,6 +152,16 @@ pub enum Refusal {
         /// What is left after the moves already planned.
         has_bytes: u64,
     },
+}
+
+impl Refusal {
+    /// Whether this speaks against restoring the container there only, and not against starting it anew.
+    pub(crate) fn is_about_restoring(&self) -> bool {
+        matches!(
+            self,
+            Self::CpuIncompatible { .. } | Self::KernelOlder { .. } | Self::CriuMissing { .. } | Self::CriuOlder { .. }
+        )
+    }
 }
 
 /// Everything that speaks against one host for one container, never empty.

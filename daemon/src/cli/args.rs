@@ -82,6 +82,9 @@ pub enum Action {
     /// Prepare a container engine for restoring
     #[command(subcommand)]
     Setup(Setup),
+    /// Try the rules of [policy] on examples, or play mass reclaims; nothing is moved
+    #[command(subcommand)]
+    Policy(PolicyCommand),
 }
 
 /// `spothop migrate`.
@@ -198,6 +201,45 @@ pub enum Setup {
         #[arg(long, value_name = "FILE", default_value = DAEMON_JSON)]
         daemon_json: PathBuf,
     },
+}
+
+/// `spothop policy`.
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Plan examples with the configuration's policy, and say which do not come out as they say
+    Test {
+        /// Files of examples, TOML or JSON
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Play that many hosts are taken away at once, and count what is saved
+    Simulate(Simulate),
+}
+
+/// `spothop policy simulate`.
+#[derive(Debug, Args)]
+pub struct Simulate {
+    /// How many hosts there are
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub hosts: usize,
+    /// How many of them are taken away
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    pub reclaimed: usize,
+    /// How many containers each of these has
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub containers: usize,
+    /// Time until they are taken away
+    #[arg(long = "in", value_name = "TIME", value_parser = units::parse_duration, default_value = "120s")]
+    pub within: Duration,
+    /// Every host's link in Mbit/s
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub link_mbit: u64,
+    /// What sizes and zones are drawn from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Draw how many are safe, over time, into an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
 }
 
 #[cfg(test)]

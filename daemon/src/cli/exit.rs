@@ -67,6 +67,17 @@ pub enum CliError {
         /// Where it was looked for.
         dir: PathBuf,
     },
+    /// Examples of plans cannot be used.
+    #[error(transparent)]
+    Examples(#[from] super::policy::ExampleError),
+    /// A picture was not written.
+    #[error("cannot write {}", file.display())]
+    Plot {
+        /// The file.
+        file: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The daemon went away after it had begun, and did not come back while we waited.
     #[error("the daemon went away before the end of {} was known; when it is back, ask: spothop status", .migrations.join(", "))]
     Lost {
@@ -103,6 +114,8 @@ impl CliError {
             | Self::Setup(_)
             | Self::Cert(_)
             | Self::NoAuthority { .. }
+            | Self::Examples(_)
+            | Self::Plot { .. }
             | Self::Output(_)
             | Self::Runtime(_) => Exit::Failed,
         }

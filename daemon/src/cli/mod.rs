@@ -8,6 +8,7 @@ mod cert;
 mod exit;
 mod follow;
 mod output;
+mod policy;
 mod show;
 mod table;
 mod watch;
@@ -70,6 +71,7 @@ pub async fn run(action: args::Action, global: &args::Global) -> Result<Exit, Cl
             Ok(if report.healthy() { Exit::Ok } else { Exit::Failed })
         }
         args::Action::Cert(command) => cert::run(command, global.config.as_deref(), &mut output),
+        args::Action::Policy(command) => policy::run(command, global.config.as_deref(), &mut output),
         args::Action::Setup(args::Setup::Docker { undo, daemon_json }) => {
             let report = if undo {
                 let socket = Config::load(global.config.as_deref())?.docker.socket;

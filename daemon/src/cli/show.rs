@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use spothop_criu::log::FailureKind;
-use spothop_policy::{Bytes, CpuVerdict, HostState, Move, Plan, Stay, Times};
+use spothop_policy::{Bytes, CpuVerdict, Fallback, HostState, Move, Plan, Stay, Times};
 
 use super::table::Table;
 use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, Status};
@@ -86,20 +86,24 @@ pub(super) fn plan(plan: &Plan) -> String {
         planned_move(&mut out, n + 1, planned);
     }
     stays(&mut out, &plan.stays);
+    for note in &plan.notes {
+        let _ = writeln!(out, "note: {note}");
+    }
     out
 }
 
 fn planned_move(out: &mut String, number: usize, planned: &Move) {
-    let Move { name, target, predicted, ends_after, fits_deadline, .. } = planned;
+    let Move { name, target, predicted, ends_after, fits_deadline, mode, .. } = planned;
     let late = if *fits_deadline { "" } else { "; AFTER THE DEADLINE" };
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(
         out,
-        "{number}. {name} -> {target}: takes {}, frozen for {}; done after {}{late}",
+        "{number}. {name} -> {target} by {mode}: takes {}, frozen for {}; done after {}{late}",
         show_duration(predicted.total),
         show_duration(predicted.frozen),
         show_duration(*ends_after)
     );
+    next_best(out, planned.next_best.as_ref());
     for candidate in &planned.candidates {
         let mark = if candidate.host == *target { '*' } else { ' ' };
         let _ = writeln!(out, "   {mark} {}: {}", candidate.host, candidate.reason);
@@ -113,9 +117,21 @@ fn planned_move(out: &mut String, number: usize, planned: &Move) {
 pub(super) fn stays(out: &mut String, stays: &[Stay]) {
     for stay in stays {
         let _ = writeln!(out, "{} stays:", stay.name);
+        next_best(out, stay.next_best.as_ref());
         for reason in stay.reasons() {
             let _ = writeln!(out, "   x {reason}");
         }
+    }
+}
+
+/// What is done with a container that is not moved in time.
+fn next_best(out: &mut String, next: Option<&Fallback>) {
+    let Some(Fallback { then, target, takes, by, instead_of }) = next else { return };
+    let target = target.as_ref().map(|host| format!(" on {host}")).unwrap_or_default();
+    let takes = takes.map(|takes| format!(", takes {}", show_duration(takes))).unwrap_or_default();
+    let _ = writeln!(out, "   > instead: {then}{target}{takes} ({by})");
+    for reason in instead_of {
+        let _ = writeln!(out, "     not {reason}");
     }
 }
 

@@ -102,7 +102,7 @@ fn a_named_file_must_exist_and_the_default_one_need_not() {
 #[test]
 fn an_unknown_key_is_refused_with_its_place() {
     insta::assert_snapshot!(message("[host]\nname = \"a\"\nlisten_on = \"0.0.0.0:7077\"\n"), @r#"
-        /etc/spothop/config.toml:3:1: unknown field `listen_on`, expected one of `name`, `listen`, `advertise`
+        /etc/spothop/config.toml:3:1: there is no key `listen_on` here; did you mean `listen`?
           |
         3 | listen_on = "0.0.0.0:7077"
           | ^^^^^^^^^
@@ -241,4 +241,115 @@ fn clouds_have_tables_of_their_own_and_what_is_left_out_is_as_documented() {
     ] {
         assert!(matches!(parse(wrong), Err(ConfigError::At { .. })), "{wrong}");
     }
+}
+
+#[test]
+fn an_unknown_key_anywhere_suggests_the_nearest() {
+    for (text, line) in [
+        ("[limit]\n", "1:2: there is no key `limit` here; did you mean `limits`?"),
+        ("[limits]\nmax_concurent = 2\n", "2:1: there is no key `max_concurent` here; did you mean `max_concurrent`?"),
+        ("[policy.weights]\nbalanse = 2\n", "2:1: there is no key `balanse` here; did you mean `balance`?"),
+        ("[notice.awz]\n", "1:9: there is no key `awz` here; did you mean `aws`?"),
+        ("[[peers]]\nname = 'b'\nadress = '10.0.0.2'\n", "3:1: there is no key `adress` here; did you mean `address`?"),
+        ("[memory]\nmode = 'precopy'\n", "2:8: there is no value `precopy` here; did you mean `pre-copy`?"),
+        ("[transfer]\nstreams = 2\n", "2:1: there is no key `streams` here; there are `connections`"),
+        (
+            "[[policy.rules]]\nname = 'r'\nwhen = 'true'\nthen = 'forbit'\n",
+            "4:8: there is no value `forbit` here; did you mean `forbid`?",
+        ),
+    ] {
+        let said = message(text);
+        assert!(said.starts_with(&format!("/etc/spothop/config.toml:{line}")), "{said}");
+    }
+}
+
+#[test]
+fn a_rule_that_is_wrong_is_shown_in_its_place() {
+    insta::assert_snapshot!(message("[[policy.rules]]\nname = \"zone\"\nwhen = \"true && host.zoen == 'a'\"\nthen = \"forbid\"\n"), @r#"
+        /etc/spothop/config.toml:3:22: rule `zone`: there is no `host.zoen`; did you mean `host.zone`?
+          |
+        3 | when = "true && host.zoen == 'a'"
+          |                      ^
+    "#);
+    insta::assert_snapshot!(message("[[policy.rules]]\nname = \"how much\"\nwhen = \"host.spot\"\nthen = \"penalty\"\n"), @r#"
+        /etc/spothop/config.toml:4:8: say how much: seconds = 30, as many seconds of moving as it is worth
+          |
+        4 | then = "penalty"
+          |        ^^^^^^^^^
+    "#);
+    // On a later line of an expression of many.
+    let many =
+        "[[policy.rules]]\nname = 'r'\nwhen = \"\"\"\nhost.spot\n  && container.nane == 'a'\"\"\"\nthen = 'forbid'\n";
+    assert!(
+        message(many).starts_with("/etc/spothop/config.toml:5:16: rule `r`: there is no `container.nane`"),
+        "{}",
+        message(many)
+    );
+    assert!(message("[policy.weights]\ntime = -1\n").contains("the weight `time` is not between"));
+}
+
+#[test]
+fn rules_and_weights_reach_the_planner() {
+    let config = parse(
+        "[policy]\nfallback = ['cold', 'drop']\n[policy.weights]\nprice = 0\n[[policy.rules]]\nname = 'r'\nwhen = 'host.spot'\nthen = 'prefer'\nseconds = 3\n",
+    )
+    .unwrap();
+    let policy = config.policy.compiled();
+    assert_eq!((policy.weights.price, policy.weights.time), (0.0, 1.0));
+    assert_eq!(policy.fallback, [spothop_policy::NextBest::Cold, spothop_policy::NextBest::Drop]);
+    assert!(!policy.rules.is_empty());
+}
+
+/// The keys of a table that the parser knows, by asking it for one that no table has.
+fn keys(table: &str, entry: &str) -> Option<Vec<String>> {
+    let error = toml::from_str::<File>(&format!("{table}\n{entry}no-such-key = 0\n")).err()?;
+    let (what, name, known) = unknown(error.message())?;
+    (what == "key" && name == "no-such-key").then(|| known.into_iter().map(str::to_owned).collect())
+}
+
+/// Every key of the whole file, tables left out: `limits.max_concurrent`, `peers.name`.
+fn all_keys() -> std::collections::BTreeSet<String> {
+    let mut all = std::collections::BTreeSet::new();
+    let mut tables: Vec<String> = vec![String::new()];
+    while let Some(table) = tables.pop() {
+        let header = match table.strip_suffix("[]") {
+            _ if table.is_empty() => String::new(),
+            Some(list) => format!("[[{list}]]"),
+            None => format!("[{table}]"),
+        };
+        for key in keys(&header, "").unwrap_or_else(|| panic!("{table} is no table")) {
+            let inside = table.trim_end_matches("[]");
+            let path = if table.is_empty() { key } else { format!("{inside}.{key}") };
+            if keys(&format!("[{path}]"), "").is_some() {
+                tables.push(path);
+            } else if keys(&format!("[[{path}]]"), "").is_some() {
+                tables.push(format!("{path}[]"));
+            } else {
+                all.insert(path);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn every_key_is_documented_with_its_default() {
+    let page = include_str!("../../../docs/configuration.md");
+    let mut documented = std::collections::BTreeSet::new();
+    for row in page.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = row.split(" | ").map(|cell| cell.trim_matches(['|', ' '])).collect();
+        let [key, default, unit, what] = cells[..] else { panic!("four columns: {row}") };
+        assert!(!unit.is_empty() && !what.is_empty(), "{row}");
+        let key = key.trim_matches('`');
+        assert!(documented.insert(key.to_owned()), "{key} is there twice");
+        // A default that is a value is the one that is taken where nothing is written.
+        if let Some(value) = default.strip_prefix('`').and_then(|value| value.strip_suffix('`')) {
+            let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+            let header = if table.is_empty() { String::new() } else { format!("[{table}]") };
+            let said = format!("{header}\n{name} = {value}\n");
+            let config = parse(&said).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(config, parse("").unwrap(), "{key} = {value} is not the default");
+        }
+    }
+    assert_eq!(documented, all_keys(), "docs/configuration.md, and the keys that there are");
 }

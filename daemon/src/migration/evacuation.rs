@@ -74,9 +74,11 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         budget: question.budget,
         estimates: context.estimates().await?,
         concurrency: context.config.limits.max_concurrent,
+        streams: context.config.transfer.connections,
+        ..Request::default()
     };
     Ok(Planned {
-        plan: spothop_policy::plan(&request),
+        plan: context.config.policy.compiled().plan(&request),
         candidates: candidates.into_iter().map(|candidate| (candidate.container.id.clone(), candidate)).collect(),
         estimates: Arc::new(request.estimates),
         // A budget beyond the end of time is none.
@@ -124,8 +126,15 @@ pub(super) fn begin_for(
     }
     let migrations = movers.iter().map(|(mover, _)| mover.id.clone()).collect();
     let turns = Arc::clone(turns);
+    let at_a_time = context.config.limits.max_concurrent;
     tokio::spawn(async move {
+        let mut punctual = true;
         for (mover, moving) in movers {
+            // What will be late waits until the others are over: it would take the link from those that can be saved.
+            if std::mem::replace(&mut punctual, mover.step.fits_deadline) && !mover.step.fits_deadline {
+                let all = u32::try_from(at_a_time).unwrap_or(u32::MAX);
+                drop(Arc::clone(&turns).acquire_many_owned(all).await);
+            }
             // Never closed, so there always is a turn.
             let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
             tokio::spawn(async move {

@@ -7,7 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use spothop_policy::{
-    Container, CpuVerdict, Estimates, Facts, Host, HostState, NetworkIdentity, Rates, Refusal, Request, Version, plan,
+    Container, CpuVerdict, Estimates, Facts, Host, HostState, NetworkIdentity, Rates, Refusal, Request, Version,
+    labels, plan,
 };
 
 use crate::support::{MIB, bridge, container, facts, request, source};
@@ -17,6 +18,10 @@ fn any_state() -> impl Strategy<Value = HostState> {
     let room = (0..4_096u64, 0..512u64, 0..4_096u64, any::<bool>()).prop_map(|(free, reserved, disk, image)| Facts {
         free_memory_bytes: free * MIB,
         reserved_memory_bytes: reserved * MIB,
+        cpus: (free % 5) as u32,
+        load_milli: reserved * 4,
+        price_micros: (disk % 3 > 0).then_some(disk * 10),
+        spot: [None, Some(true), Some(false)][(free % 3) as usize],
         free_disk_bytes: disk * MIB,
         images: if image { facts().images } else { Vec::new() },
         ..facts()
@@ -63,6 +68,12 @@ fn any_container() -> impl Strategy<Value = Container> {
         staging_bytes: sizes.1 * MIB,
         disk_bytes: sizes.2 * MIB,
         image_bytes: sizes.3 * MIB,
+        cpu_milli: sizes.1,
+        labels: if sizes.2 % 3 == 0 {
+            BTreeMap::from([(labels::GROUP.to_owned(), "g".to_owned())])
+        } else {
+            BTreeMap::new()
+        },
         identity: if keep_ip { NetworkIdentity::KeepIp } else { NetworkIdentity::NewIp },
         networks: if keep_ip { vec![bridge()] } else { Vec::new() },
         obstacles: if obstacle { vec!["io_uring".to_owned()] } else { Vec::new() },
@@ -89,6 +100,7 @@ fn any_request() -> impl Strategy<Value = Request> {
                     ..Estimates::default()
                 },
                 concurrency,
+                ..Request::default()
             }
         },
     )
@@ -107,7 +119,13 @@ fn any_request_twice() -> impl Strategy<Value = (Request, Request)> {
 }
 
 fn is_room(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::NoMemory { .. } | Refusal::NoDisk { .. })
+    matches!(
+        refusal,
+        Refusal::NoMemory { .. }
+            | Refusal::NoDisk { .. }
+            | Refusal::GroupTaken { .. }
+            | Refusal::AvoidsContainer { .. }
+    )
 }
 
 proptest! {
@@ -143,6 +161,8 @@ proptest! {
             stagings.sort_by_key(|bytes| std::cmp::Reverse(*bytes));
             let staging: u64 = stagings.iter().take(request.concurrency.max(1)).sum();
             prop_assert!(sent.is_empty() || memory + staging <= facts.room_bytes());
+            let groups: Vec<&str> = sent.iter().flat_map(|c| c.groups()).collect();
+            prop_assert!(groups.len() <= 1, "two of a group on {}", host.name);
             let has_image = |c: &Container| facts.images.contains(&c.image);
             let disk: u64 = sent.iter().map(|c| c.disk_bytes + if has_image(c) { 0 } else { c.image_bytes }).sum();
             prop_assert!(disk <= facts.free_disk_bytes);
@@ -194,8 +214,6 @@ proptest! {
         }
     }
 
-    // For several containers at once this would be false: which of them fit together is bin packing, and the planner does
-    // not search.
     #[test]
     fn another_host_never_makes_a_single_container_unmovable(
         hosts in any_hosts(), another in any_state(), container in any_container(),
@@ -207,7 +225,7 @@ proptest! {
     }
 
     #[test]
-    fn moves_are_in_order_and_their_times_add_up(request in any_request()) {
+    fn moves_are_in_order_and_one_after_the_other_their_times_add_up(request in any_request()) {
         let plan = plan(&request);
         let order = |m: &spothop_policy::Move| {
             (!m.fits_deadline, std::cmp::Reverse(m.priority), m.predicted.total, m.name.clone(), m.container.clone())
@@ -215,9 +233,29 @@ proptest! {
         prop_assert!(plan.moves.is_sorted_by_key(order));
         let mut clock = Duration::ZERO;
         for step in &plan.moves {
+            if request.concurrency <= 1 {
+                prop_assert_eq!(step.starts_after, clock);
+            }
             clock = clock.saturating_add(step.predicted.total).min(Duration::from_millis(u64::MAX));
-            prop_assert_eq!(step.ends_after, clock);
-            prop_assert_eq!(step.fits_deadline, request.budget.is_none_or(|budget| clock <= budget));
+            if request.concurrency <= 1 {
+                prop_assert_eq!(step.ends_after, clock);
+            }
+            // Sharing the link is no sooner than having it alone, and no later than one after the other.
+            let slack = Duration::from_millis(1);
+            prop_assert!(step.ends_after.saturating_add(slack) >= step.starts_after.saturating_add(step.predicted.total).min(Duration::from_millis(u64::MAX)));
+            prop_assert_eq!(step.fits_deadline, request.budget.is_none_or(|budget| step.ends_after <= budget));
+        }
+        let all_over = plan.moves.iter().map(|step| step.ends_after).max().unwrap_or_default();
+        prop_assert!(all_over <= clock.saturating_add(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn what_is_not_moved_in_time_is_told_what_becomes_of_it(request in any_request()) {
+        let plan = plan(&request);
+        let of_moves = plan.moves.iter().map(|step| (!step.fits_deadline, &step.next_best));
+        let of_stays = plan.stays.iter().map(|stay| (request.budget.is_some(), &stay.next_best));
+        for (wanted, next) in of_moves.chain(of_stays) {
+            prop_assert_eq!(wanted, next.is_some());
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the planner decides in situations that an operator meets.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::support::{GIB, MIB, bridge, container, host, request};
 use insta::assert_snapshot;
@@ -123,11 +123,11 @@ fn the_best_host_has_a_checked_cpu_then_the_image_then_the_most_memory() {
     let plan = plan(&request(vec![container("redis", GIB)], hosts));
     let ranking: Vec<_> = plan.moves[0].candidates.iter().map(|c| format!("{}: {}", c.host, c.reason)).collect();
     assert_snapshot!(ranking.join("\n"), @r"
-    large-1: CPU compatible, image present, 62.0 GiB free afterwards
-    large-2: CPU compatible, image present, 62.0 GiB free afterwards
-    small: CPU compatible, image present, 6.0 GiB free afterwards
-    no-image: CPU compatible, image must be sent, 198.0 GiB free afterwards
-    unchecked: CPU not checked, image present, 498.0 GiB free afterwards
+    large-1: CPU compatible, image present, 62.0 GiB free afterwards; costs 24.88 s (time 13.51, downtime 8.87, interruption 2.50)
+    large-2: CPU compatible, image present, 62.0 GiB free afterwards; costs 24.88 s (time 13.51, downtime 8.87, interruption 2.50)
+    small: CPU compatible, image present, 6.0 GiB free afterwards; costs 24.90 s (time 13.51, downtime 8.87, interruption 2.50, balance 0.02)
+    no-image: CPU compatible, image must be sent, 198.0 GiB free afterwards; costs 25.93 s (time 14.56, downtime 8.87, interruption 2.50)
+    unchecked: CPU not checked, image present, 498.0 GiB free afterwards; costs 100024.88 s (time 13.51, downtime 8.87, interruption 2.50, unchecked CPU 100000.00)
     ");
 }
 
@@ -226,14 +226,11 @@ fn new_ip_needs_only_the_networks_name() {
 }
 
 #[test]
-fn a_thousand_hosts_and_twenty_containers_take_no_time_to_speak_of() {
-    // The last container fits nowhere, so that both strategies run.
+fn a_thousand_hosts_and_twenty_containers_are_planned_also_when_not_all_fit() {
+    // The last containers fit nowhere, so that the search has something to look for. How long it takes: `cargo bench-all --only planner`.
     let hosts = (0..1_000).map(|n| host(&format!("host-{n:04}"), |f| f.free_memory_bytes = (n % 32) * GIB)).collect();
     let containers = (1..=20).map(|n| container(&format!("c-{n}"), n * 2 * GIB)).collect();
     let request = request(containers, hosts);
-    let start = Instant::now();
     let plan = plan(&request);
-    let took = start.elapsed();
     assert_eq!((plan.moves.len(), plan.stays.len()), (15, 5));
-    assert!(took < Duration::from_secs(2), "took {took:?}");
 }

@@ -1,8 +1,6 @@
 //! Hosts and containers that tests start from; each changes what it is about.
 
-use spothop_policy::{
-    Container, CpuVerdict, Estimates, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version,
-};
+use spothop_policy::{Container, CpuVerdict, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version};
 
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const GIB: u64 = 1 << 30;
@@ -13,6 +11,7 @@ pub(crate) fn source() -> Source {
         kernel: Version::new(6, 1, 140),
         criu: Version::new(4, 2, 1),
         protocol: ProtocolRange { min: 1, max: 2 },
+        ..Source::default()
     }
 }
 
@@ -28,8 +27,7 @@ pub(crate) fn facts() -> Facts {
         networks: vec![bridge()],
         images: vec!["sha256:redis".to_owned()],
         cpu: CpuVerdict::Compatible,
-        under_notice: None,
-        declines: None,
+        ..Facts::default()
     }
 }
 
@@ -57,5 +55,5 @@ pub(crate) fn container(name: &str, memory_bytes: u64) -> Container {
 }
 
 pub(crate) fn request(containers: Vec<Container>, hosts: Vec<Host>) -> Request {
-    Request { source: source(), containers, hosts, budget: None, estimates: Estimates::default(), concurrency: 1 }
+    Request { source: source(), containers, hosts, concurrency: 1, ..Request::default() }
 }

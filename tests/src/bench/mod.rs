@@ -2,7 +2,7 @@
 //! reached.
 //!
 //! Each [`Section`] is a module of its own, which measures, makes tables and names goals: [`downtime`], [`latency`], [`streaming`],
-//! [`link`], [`many`], [`idle`], [`wrapper`]. What they share: [`ways`] and those who go them ([`spothop`], [`podman`], [`plain`]);
+//! [`link`], [`many`], [`idle`], [`wrapper`], [`planner`]. What they share: [`ways`] and those who go them ([`spothop`], [`podman`], [`plain`]);
 //! [`witness`] is the client, [`profile`] and [`usage`] look at what the machine does meanwhile, [`migration`] reads spothop's own
 //! timeline, [`configuration`] changes the daemons' and puts it back; [`results`] keeps all of it. No time is judged here but beside
 //! the goals: the figures are for the reader, and only ratios within one run mean anything.
@@ -18,6 +18,7 @@ mod link;
 mod many;
 mod migration;
 mod plain;
+mod planner;
 mod podman;
 mod profile;
 mod results;
@@ -77,6 +78,8 @@ pub enum Section {
     Idle,
     /// What the runtime costs an ordinary container.
     Wrapper,
+    /// How long a plan takes.
+    Planner,
 }
 
 /// What to measure.
@@ -294,6 +297,7 @@ fn measure_section(bench: &Bench<'_>, section: Section, results: &mut Results) -
         Section::Many => keep(&mut results.many, bench.measured(many::measure)?),
         Section::Idle => keep(&mut results.idle, bench.measured(idle::measure)?),
         Section::Wrapper => keep(&mut results.wrapper, bench.measured(wrapper::measure)?),
+        Section::Planner => keep(&mut results.planner, bench.measured(planner::measure)?),
     })
 }
 

@@ -18,6 +18,7 @@ use super::idle::Idle;
 use super::latency::Latency;
 use super::link::Link;
 use super::many::Many;
+use super::planner::Planner;
 use super::streaming::Streaming;
 use super::wrapper::Wrapper;
 
@@ -65,6 +66,7 @@ pub(super) struct Results {
     pub(super) many: Option<Measured<Many>>,
     pub(super) idle: Option<Measured<Idle>>,
     pub(super) wrapper: Option<Measured<Wrapper>>,
+    pub(super) planner: Option<Measured<Planner>>,
 }
 
 impl Results {
@@ -103,6 +105,7 @@ impl Results {
         page.add(self.many.as_ref());
         page.add(self.idle.as_ref());
         page.add(self.wrapper.as_ref());
+        page.add(self.planner.as_ref());
         format!(
             "{}## Goals\n\nEach from the part of the same run that it belongs to.\n\n{}",
             page.text,

@@ -46,7 +46,13 @@ pub(crate) fn predictions_come_nearer_to_the_truth_with_every_move_and_outlive_t
             "trip {trip}: {} {}, back {} {}",
             there["predicted"], there["measured"], back["predicted"], back["measured"]
         );
-        assert!(plan["moves"][0]["predicted"]["total_ms"].is_u64(), "{plan:#}");
+        let planned = &plan["moves"][0];
+        assert!(planned["predicted"]["total_ms"].is_u64(), "{plan:#}");
+        // One that moves alone ends when it has taken what it takes, and says how it goes and what that costs.
+        assert_eq!(planned["ends_after_ms"], planned["predicted"]["total_ms"], "{plan:#}");
+        assert_eq!(planned["mode"], "pre-copy", "{plan:#}");
+        assert!(planned["candidates"][0]["cost"]["time_us"].as_u64().is_some_and(|us| us > 0), "{plan:#}");
+        eprintln!("trip {trip}: planned {planned}");
         from_a.push(there);
         if trip == ROUND_TRIPS / 2 {
             for host in HOSTS {

@@ -1,7 +1,7 @@
 //! What people get to see, word for word.
 
 use spothop_criu::log::Triage;
-use spothop_policy::{Candidate, Facts, HostRefusal, Refusal, Score, Times};
+use spothop_policy::{Candidate, Cost, Facts, Fallback, HostRefusal, Leaves, NextBest, Refusal, Score, Times};
 
 use super::*;
 use crate::api::PhaseEntry;
@@ -74,8 +74,7 @@ fn reachable() -> HostView {
             networks: vec![],
             images: vec![],
             cpu: CpuVerdict::Compatible,
-            under_notice: None,
-            declines: None,
+            ..Facts::default()
         }),
     }
 }
@@ -90,6 +89,7 @@ fn a_plan() -> Plan {
             candidates: vec![Candidate {
                 host: "b".to_owned(),
                 score: Score { cpu_checked: true, image_present: true, free_memory_after_bytes: 6 << 30 },
+                cost: Cost::default(),
                 reason: "CPU compatible, image present, 6.0 GiB free afterwards".to_owned(),
                 predicted: times(3_200, 620),
             }],
@@ -97,9 +97,19 @@ fn a_plan() -> Plan {
                 host: "c".to_owned(),
                 refusals: vec![Refusal::Unreachable { reason: "connection refused".to_owned() }],
             }],
+            mode: Leaves::PreCopy,
+            streams: 4,
             predicted: times(3_200, 620),
+            starts_after: Duration::ZERO,
             ends_after: Duration::from_millis(125_000),
             fits_deadline: false,
+            next_best: Some(Fallback {
+                then: NextBest::Cold,
+                target: Some("c".to_owned()),
+                takes: Some(Duration::from_secs(2)),
+                by: "label io.spothop.fallback".to_owned(),
+                instead_of: vec!["park: no parking place is configured".to_owned()],
+            }),
         }],
         stays: vec![Stay {
             container: "abc".to_owned(),
@@ -107,6 +117,7 @@ fn a_plan() -> Plan {
             priority: 0,
             obstacles: vec!["uses io_uring".to_owned(), "device /dev/kvm".to_owned()],
             refusals: vec![],
+            next_best: None,
         }],
         ..Plan::default()
     }
@@ -159,7 +170,9 @@ fn hosts_shows_room_or_why_not() {
 #[test]
 fn a_plan_gives_reasons_for_and_against() {
     insta::assert_snapshot!(plan(&a_plan()), @r"
-    1. redis -> b: takes 3.20 s, frozen for 620 ms; done after 2m 05s; AFTER THE DEADLINE
+    1. redis -> b by pre-copy: takes 3.20 s, frozen for 620 ms; done after 2m 05s; AFTER THE DEADLINE
+       > instead: cold on c, takes 2.00 s (label io.spothop.fallback)
+         not park: no parking place is configured
        * b: CPU compatible, image present, 6.0 GiB free afterwards
        x c: unreachable: connection refused
     dev stays:
