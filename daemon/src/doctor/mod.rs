@@ -138,7 +138,7 @@ mod tests {
         let report = examine(Some(&path), &Client::new(dir.path().join("no.sock"))).await;
         assert!(!report.healthy());
         assert_eq!(report.checks.len(), 1);
-        assert!(report.checks[0].finding.contains("config.toml:1:2: unknown field `hots`"), "{report}");
+        assert!(report.checks[0].finding.contains("config.toml:1:2: there is no key `hots`"), "{report}");
     }
 
     #[tokio::test]
