@@ -51,9 +51,11 @@ async fn a_server_that_is_gone_is_an_error_and_no_answer() {
 async fn messages_are_received_given_back_and_deleted() {
     let moto = moto();
     let url = moto.make_queue("notices").unwrap();
-    let keys = ("key".to_owned(), "secret".to_owned());
-    let access = Access::Imitation { endpoint: moto.endpoint().to_owned(), keys };
-    let queue = Queue::new(access, &url, REGION).await;
+    let access = || {
+        let keys = ("key".to_owned(), "secret".to_owned());
+        Access::Imitation { endpoint: moto.endpoint().to_owned(), keys }
+    };
+    let queue = Queue::new(access(), &url, REGION).await;
     moto.send(&url, "ours").unwrap();
     let first = queue.receive().await.unwrap();
     assert_eq!(first.iter().map(|message| message.body.as_str()).collect::<Vec<_>>(), ["ours"]);
@@ -63,11 +65,7 @@ async fn messages_are_received_given_back_and_deleted() {
     assert_eq!(again[0].body, "ours");
     queue.delete(&again[0].receipt).await.unwrap();
     assert_eq!(moto.count(&url).unwrap(), "0 0");
-    let nowhere = Queue::new(
-        Access::Imitation { endpoint: moto.endpoint().to_owned(), keys: ("key".to_owned(), "secret".to_owned()) },
-        &url.replace("notices", "nowhere"),
-        REGION,
-    );
-    let error = nowhere.await.receive().await.expect_err("no such queue");
+    let nowhere = Queue::new(access(), &url.replace("notices", "nowhere"), REGION).await;
+    let error = nowhere.receive().await.expect_err("no such queue");
     assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
 }
