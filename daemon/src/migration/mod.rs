@@ -12,7 +12,7 @@
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
 //! | `resolve` | a person's word for a migration whose other host is gone for good |
-//! | `evacuation` | several migrations, in the plan's order |
+//! | `evacuation`, `occasion` | several migrations, in the plan's order; why, as the operator's rules see it |
 //! | `meter` | what the source counts, for the predictions of the next |
 //!
 //! **Invariants.** The right to run is handed on by one compare-and-set in the source's journal and one in the target's
@@ -37,6 +37,7 @@ mod memory;
 pub mod message;
 mod meter;
 mod moving;
+mod occasion;
 mod outgoing;
 mod packing;
 pub mod peers;
