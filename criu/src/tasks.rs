@@ -63,6 +63,35 @@ pub fn memory(init_pid: i32) -> Result<u64, TaskError> {
     Ok(sum)
 }
 
+/// Ticks of the kernel's clock in a second, as `/proc` counts them: USER_HZ, which is 100 on all that this runs on (time(7)).
+const TICKS: f64 = 100.0;
+
+/// The processor time that the container whose init is `init_pid` uses, in thousandths of a processor: on average since it began, or came.
+///
+/// # Errors
+/// When the container is gone, or its cgroup does not count.
+pub fn cpu_milli(init_pid: i32) -> Result<u64, TaskError> {
+    let read = |path: PathBuf| match fs::read_to_string(&path) {
+        Ok(text) => Ok(text),
+        Err(source) => Err(TaskError::Read { path, source }),
+    };
+    let used = read(Freezer::of_pid(init_pid)?.directory().join("cpu.stat"))?;
+    let (stat, uptime) = (read(format!("/proc/{init_pid}/stat").into())?, read("/proc/uptime".into())?);
+    Ok(average_milli(&used, &stat, &uptime))
+}
+
+/// From cpu.stat (kernel documentation, cgroup-v2), proc_pid_stat(5) and proc_uptime(5); 0 where one of them does not say it.
+fn average_milli(used: &str, stat: &str, uptime: &str) -> u64 {
+    let used = used.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse::<f64>().ok());
+    // The name, in brackets, may have anything in it; the start is the 22nd field, and the 20th after it.
+    let began = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse::<f64>().ok());
+    let now = uptime.split_whitespace().next().and_then(|seconds| seconds.parse::<f64>().ok());
+    let (Some(used), Some(began), Some(now)) = (used, began, now) else { return 0 };
+    // Of a container that began within this tick nothing is known yet. The cast takes a whole number that is not negative.
+    let seconds = (now - began / TICKS).max(1.0 / TICKS);
+    (used / 1_000.0 / seconds).round() as u64
+}
+
 /// Of one task, by its smaps_rollup (kernel documentation, filesystems/proc).
 fn moved_bytes(rollup: &str) -> u64 {
     let private = field(rollup, "Anonymous:") + field(rollup, "Swap:");
@@ -177,6 +206,16 @@ pub(crate) fn children_of_thread(pid: i32, tid: i32) -> Vec<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_an_average_since_the_beginning() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 100000 0 0";
+        let used = "usage_usec 2500000\nuser_usec 2000000\n";
+        assert_eq!(average_milli(used, stat, "1010.00 5.0\n"), 250);
+        assert_eq!(average_milli(used, stat, "999.00 5.0\n"), 250_000);
+        assert_eq!(average_milli("", stat, "1010.00 5.0\n"), 0);
+        assert_eq!(average_milli(used, "", "1010.00 5.0\n"), 0);
+    }
 
     #[test]
     fn tasks_are_those_of_the_cgroup_and_below() {

@@ -75,6 +75,7 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         estimates: context.estimates().await?,
         concurrency: context.config.limits.max_concurrent,
         streams: context.config.transfer.connections,
+        notice: super::occasion::of(context),
         ..Request::default()
     };
     Ok(Planned {

@@ -12,7 +12,7 @@
 //! | `message`, `conversation`, `peers` | what daemons say to each other |
 //! | `context`, `track`, `workspace`, `moving` | what all of them share |
 //! | `resolve` | a person's word for a migration whose other host is gone for good |
-//! | `evacuation` | several migrations, in the plan's order |
+//! | `evacuation`, `occasion` | several migrations, in the plan's order; why, as the operator's rules see it |
 //! | `notices`, `heeding`, `limit` | what this host was told of its end, what is done about it, and how it bears on a migration under way |
 //! | `images` | what a target needs before anything else, also of a container that only may come |
 //! | `meter` | what the source counts, for the predictions of the next |
@@ -43,6 +43,7 @@ pub mod message;
 mod meter;
 mod moving;
 mod notices;
+mod occasion;
 mod outgoing;
 mod packing;
 pub mod peers;
