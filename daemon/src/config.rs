@@ -19,10 +19,12 @@ use toml::Spanned;
 
 pub mod memory;
 mod notice;
+mod parking;
 pub mod units;
 
 pub use memory::Memory;
 pub use notice::{AwsNotice, Notice};
+pub use parking::Parking;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
@@ -50,6 +52,8 @@ pub struct Config {
     pub docker: Docker,
     /// How memory goes over.
     pub memory: Memory,
+    /// Where containers are parked.
+    pub parking: Parking,
     /// Connections between hosts.
     pub transfer: Transfer,
     /// The programs that checkpoint and restore.
@@ -336,6 +340,7 @@ struct File {
     limits: Limits,
     docker: Docker,
     memory: Memory,
+    parking: Parking,
     transfer: Transfer,
     criu: Criu,
 }
@@ -474,6 +479,7 @@ impl File {
             limits: self.limits,
             docker: self.docker,
             memory: self.memory,
+            parking: self.parking,
             transfer: self.transfer,
             criu: self.criu,
         })

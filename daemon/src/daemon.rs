@@ -23,6 +23,7 @@ use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, ev
 use crate::notice::aws::{AwsOptions, AwsSource};
 use crate::notice::{NoticeSource as _, aws::AwsSourceError};
 use crate::orchestrator::{self, Docker};
+use crate::parking;
 use crate::provider::Providers;
 
 /// systemd makes it (`StateDirectory=`).
@@ -106,6 +107,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context)?;
+    tokio::spawn(parking::keep_swept(Arc::clone(&context)));
     let control = api::serve(Arc::clone(&context), socket);
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());

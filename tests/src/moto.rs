@@ -1,5 +1,5 @@
-//! An imitation of AWS: moto's server, for what cannot run here. It keeps instances, their states and an account in memory, and
-//! answers EC2's and STS's API over HTTP. Instances of it are only names: to have a host "be" one of them is the caller's work.
+//! An imitation of AWS: moto's server, for what cannot run here. It keeps instances, their states, an account and buckets in memory, and
+//! answers EC2's, STS's and S3's API over HTTP. Instances of it are only names: to have a host "be" one of them is the caller's work.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -34,6 +34,18 @@ if verb == "run":
 else:
     getattr(ec2, verb + "_instances")(InstanceIds=ids)
 print(*ids)
+"#;
+
+/// What S3 has to do, the same way. Prints of every object in a bucket its name and entity tag, one a line.
+const BUCKET: &str = r#"
+import sys, boto3
+verb, endpoint, region, bucket = sys.argv[1:]
+s3 = boto3.client("s3", region_name=region, endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+if verb == "make":
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": region})
+else:
+    for thing in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+        print(thing["Key"], thing["ETag"].strip('"'))
 "#;
 
 /// Installs moto in a virtual environment of its own below the cache, unless it is there, and returns that directory.
@@ -130,10 +142,35 @@ impl Moto {
         self.ec2("terminate", Some(id)).map(drop)
     }
 
+    /// Makes a bucket.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn make_bucket(&self, name: &str) -> Result<()> {
+        self.s3("make", name).map(drop)
+    }
+
+    /// The objects of a bucket, by name, with their entity tags: that of an object that came in parts ends in `-` and their number.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn objects(&self, bucket: &str) -> Result<Vec<(String, String)>> {
+        let said = self.s3("list", bucket)?;
+        Ok(said.lines().filter_map(|line| line.split_once(' ')).map(|(name, tag)| (name.to_owned(), tag.to_owned())).collect())
+    }
+
+    fn s3(&self, verb: &str, bucket: &str) -> Result<String> {
+        self.python(BUCKET, [verb, &self.endpoint, REGION, bucket])
+    }
+
     fn ec2(&self, verb: &str, id: Option<&str>) -> Result<String> {
+        self.python(VERB, [verb, &self.endpoint, REGION].into_iter().chain(id))
+    }
+
+    fn python<'a>(&self, program: &str, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
         let python = self.place.join("bin/python").to_string_lossy().into_owned();
         let mut call = within(self.network.as_deref(), &python);
-        let said = run(call.args(["-c", VERB, verb, &self.endpoint, REGION]).args(id))?;
+        let said = run(call.args(["-c", program]).args(arguments))?;
         Ok(String::from_utf8_lossy(&said.stdout).trim().to_owned())
     }
 }

@@ -15,6 +15,7 @@ mod files;
 mod matrix;
 mod memory;
 mod network;
+mod parking;
 mod post_copy;
 mod prediction;
 mod processes;
@@ -77,6 +78,11 @@ fn main() -> ExitCode {
         network::streams_in_full_flow_lose_no_byte_in_either_direction,
         network::a_listener_on_the_hosts_network_lives_on_at_the_other_host,
         network::a_published_port_lives_on_at_the_new_address_and_old_connections_are_reset,
+        parking::a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power,
+        parking::files_and_volumes_are_the_same_after_a_stay_in_a_directory,
+        parking::a_store_that_is_full_leaves_the_container_where_it_was,
+        parking::a_failure_after_the_manifest_leaves_the_container_where_it_was_and_nothing_to_restore,
+        parking::a_restore_that_fails_gives_the_checkpoint_back,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,
