@@ -156,7 +156,11 @@ impl Moto {
     /// As for [`Moto::run_instance`].
     pub fn objects(&self, bucket: &str) -> Result<Vec<(String, String)>> {
         let said = self.s3("list", bucket)?;
-        Ok(said.lines().filter_map(|line| line.split_once(' ')).map(|(name, tag)| (name.to_owned(), tag.to_owned())).collect())
+        Ok(said
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, tag)| (name.to_owned(), tag.to_owned()))
+            .collect())
     }
 
     fn s3(&self, verb: &str, bucket: &str) -> Result<String> {

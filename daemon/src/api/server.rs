@@ -23,8 +23,8 @@ use tokio::sync::mpsc;
 
 use super::{
     Accepted, Begun, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
-    MigrationView, Open, Outcome, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest,
-    RestoreRequest, Status,
+    MigrationView, Open, Outcome, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView,
+    ResolveRequest, RestoreRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
@@ -119,9 +119,9 @@ impl From<Error> for Failure {
             | Error::UnderNotice { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
             Error::Parking(parking::Error::NoCheckpoint { .. }) => (StatusCode::NOT_FOUND, ProblemCode::NotFound),
             Error::Parking(parking::Error::BadUrl(_)) => (StatusCode::BAD_REQUEST, ProblemCode::BadRequest),
-            Error::Parking(parking::Error::Store { .. } | parking::Error::Slow { .. } | parking::Error::Stopped { .. }) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal)
-            }
+            Error::Parking(
+                parking::Error::Store { .. } | parking::Error::Slow { .. } | parking::Error::Stopped { .. },
+            ) => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
             // Nothing was begun.
             Error::Parking(_) => (StatusCode::CONFLICT, ProblemCode::Refused),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),

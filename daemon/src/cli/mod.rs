@@ -20,8 +20,8 @@ use spothop_policy::Plan;
 pub use self::exit::{CliError, Exit, render_error};
 use self::output::Output;
 use crate::api::{
-    Accepted, Begun, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, ParkRequest, PlanRequest,
-    RestoreRequest, Runs,
+    Accepted, Begun, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, ParkRequest,
+    PlanRequest, RestoreRequest, Runs,
 };
 use crate::config::Config;
 use crate::doctor;

@@ -79,7 +79,8 @@ mod tests {
         for good in ["s3://bucket", "s3://bucket/a/b", "file:///var/parked"] {
             assert_eq!(read(&format!("url = '{good}'")).unwrap().url.as_deref(), Some(good));
         }
-        for wrong in ["", "bucket", "/var/parked", "http://x/y", "file://host/x", "s3:///x", "s3://bucket/", "file:///"] {
+        for wrong in ["", "bucket", "/var/parked", "http://x/y", "file://host/x", "s3:///x", "s3://bucket/", "file:///"]
+        {
             assert!(read(&format!("url = '{wrong}'")).unwrap_err().to_string().contains("s3://"), "{wrong}");
         }
     }

@@ -279,12 +279,7 @@ impl Bulk<'_> {
     ///
     /// # Errors
     /// See [`Bulk::send_stream`].
-    pub async fn receive_files(
-        self,
-        root: &Path,
-        limits: &Limits,
-        progress: Progress<'_>,
-    ) -> Result<Stats, Error> {
+    pub async fn receive_files(self, root: &Path, limits: &Limits, progress: Progress<'_>) -> Result<Stats, Error> {
         match &mut self.0.line {
             Line::Peer(session) => Ok(session.receive_files(root, limits, progress).await?),
             Line::Checkpoint(download) => Ok(download.receive_files(root, limits, progress).await?),

@@ -69,7 +69,8 @@ impl Claim {
     /// Who has the checkpoint, if somebody has.
     pub(super) async fn read(place: &Store) -> Result<Option<Self>, Error> {
         let Some(text) = place.get(CLAIMED).await? else { return Ok(None) };
-        let tampered = |error: serde_json::Error| Error::Tampered { url: place.url_of(CLAIMED), what: error.to_string() };
+        let tampered =
+            |error: serde_json::Error| Error::Tampered { url: place.url_of(CLAIMED), what: error.to_string() };
         serde_json::from_slice(&text).map(Some).map_err(tampered)
     }
 
@@ -100,7 +101,10 @@ pub(super) async fn take_back(place: &Store, host: &str, migration: &str) -> Res
         match Claim::new(host, migration).take(place).await {
             Ok(()) => {}
             Err(Error::Claimed { host, migration, .. }) => {
-                warn!(place = place.url(), host, migration, "a checkpoint that was not given away was restored elsewhere");
+                warn!(
+                    place = place.url(),
+                    host, migration, "a checkpoint that was not given away was restored elsewhere"
+                );
                 return Ok(false);
             }
             // Then nobody else can have claimed it either.

@@ -41,7 +41,9 @@ pub enum Error {
         limit: Duration,
     },
     /// Two could claim the same checkpoint.
-    #[error("{url} does not keep `If-None-Match`, by which only one host can claim a checkpoint; use a store that does (S3, MinIO, Ceph), or restore with --copy")]
+    #[error(
+        "{url} does not keep `If-None-Match`, by which only one host can claim a checkpoint; use a store that does (S3, MinIO, Ceph), or restore with --copy"
+    )]
     NoConditions {
         /// The checkpoint.
         url: String,
@@ -124,7 +126,9 @@ pub enum Error {
         host: String,
     },
     /// Somebody has it.
-    #[error("{url} was claimed by {host} at {at} (migration {migration}); a checkpoint is restored once, unless --copy asks for a second container")]
+    #[error(
+        "{url} was claimed by {host} at {at} (migration {migration}); a checkpoint is restored once, unless --copy asks for a second container"
+    )]
     Claimed {
         /// The checkpoint.
         url: String,

@@ -7,9 +7,9 @@
 //! So no key is ever used twice, and an object that is put in another's place, or into another checkpoint, does not open. HKDF-SHA-256
 //! (RFC 5869) and AES-256-GCM (NIST SP 800-38D) are ring's, which signs and seals everything else here too.
 
-use std::{fmt, fs};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};

@@ -102,7 +102,13 @@ pub(super) struct Details {
 
 impl Manifest {
     /// One with everything in it that is known before the first byte is sent.
-    pub(super) fn of(offer: &Offer, host: &str, memory_bytes: u64, master: &MasterKey, key: &DataKey) -> Result<Self, Error> {
+    pub(super) fn of(
+        offer: &Offer,
+        host: &str,
+        memory_bytes: u64,
+        master: &MasterKey,
+        key: &DataKey,
+    ) -> Result<Self, Error> {
         Ok(Self {
             version: VERSION,
             id: offer.migration.clone(),

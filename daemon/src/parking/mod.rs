@@ -185,7 +185,7 @@ pub(crate) async fn release(checkpoint: &str, migration: &str) -> Result<(), Err
 pub async fn parked(context: &Context, url: Option<&str>) -> Result<Vec<ParkedView>, Error> {
     let url = url.or(context.config.parking.url.as_deref()).ok_or(Error::NoUrl)?;
     let mut views = list(&Store::open(url)?).await?;
-    views.sort_by(|a, b| b.created.cmp(&a.created));
+    views.sort_by_key(|view| std::cmp::Reverse(view.created));
     Ok(views)
 }
 
@@ -194,7 +194,9 @@ async fn list(store: &Store) -> Result<Vec<ParkedView>, Error> {
     let has = |id: &str, name: &str| there.iter().any(|object| object.name == format!("{id}/{name}"));
     let mut views = Vec::new();
     for object in &there {
-        let Some(id) = object.name.strip_suffix(manifest::NAME).and_then(|name| name.strip_suffix('/')) else { continue };
+        let Some(id) = object.name.strip_suffix(manifest::NAME).and_then(|name| name.strip_suffix('/')) else {
+            continue;
+        };
         if !spothop_criu::handoff::is_migration_id(id) {
             continue;
         }

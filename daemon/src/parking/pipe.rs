@@ -127,11 +127,7 @@ impl Write for Outlet {
 }
 
 /// Compresses and seals. Returns how much that has become, and its digest.
-fn seal(
-    mut plain: mpsc::Receiver<Piece>,
-    key: LessSafeKey,
-    sealed: mpsc::Sender<Piece>,
-) -> io::Result<(u64, String)> {
+fn seal(mut plain: mpsc::Receiver<Piece>, key: LessSafeKey, sealed: mpsc::Sender<Piece>) -> io::Result<(u64, String)> {
     let outlet = Outlet { pieces: sealed, digest: Context::new(&SHA256), size: 0 };
     let mut encoder = zstd::stream::write::Encoder::new(Sealer::new(key, outlet), LEVEL)?;
     while let Some(piece) = plain.blocking_recv() {
@@ -148,12 +144,7 @@ fn seal(
 }
 
 /// Sends it to the store in parts; there is an object only after the end.
-async fn send(
-    store: Store,
-    name: String,
-    concurrency: usize,
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<(), Error> {
+async fn send(store: Store, name: String, concurrency: usize, mut pieces: mpsc::Receiver<Piece>) -> Result<(), Error> {
     let (target, path) = store.target(&name);
     let mut writer = BufWriter::with_capacity(target, path, PART).with_max_concurrency(concurrency);
     let failure = loop {
@@ -165,7 +156,10 @@ async fn send(
             }
             Some(Piece::End) => {
                 return writer.shutdown().await.map_err(|source| {
-                    store.failed("write", &name)(object_store::Error::Generic { store: "object", source: Box::new(source) })
+                    store.failed("write", &name)(object_store::Error::Generic {
+                        store: "object",
+                        source: Box::new(source),
+                    })
                 });
             }
             None => break Error::Stopped { url: store.url_of(&name) },
@@ -188,7 +182,13 @@ pub(super) async fn read<T: Send + 'static>(
     let begun = Instant::now();
     let (sender, parts) = mpsc::channel(1);
     // Ends with this, and with it the thread, should this be given up.
-    let fetching = AbortOnDropHandle::new(tokio::spawn(fetch(store.clone(), object.name.clone(), object.size, concurrency, sender)));
+    let fetching = AbortOnDropHandle::new(tokio::spawn(fetch(
+        store.clone(),
+        object.name.clone(),
+        object.size,
+        concurrency,
+        sender,
+    )));
     let (counts, mut counted) = mpsc::unbounded_channel();
     let wanted = object.clone();
     let opening = spawn_blocking(move || open(parts, key, &wanted, counts, work));
@@ -202,8 +202,7 @@ pub(super) async fn read<T: Send + 'static>(
         Opening::Tampered(what) => Error::Tampered { url: store.url_of(&object.name), what },
         Opening::Sink(error) => Error::Sink(error),
     })?;
-    let stats =
-        Stats { raw_bytes: object.raw_bytes, wire_bytes: object.size, zero_bytes: 0, elapsed: begun.elapsed() };
+    let stats = Stats { raw_bytes: object.raw_bytes, wire_bytes: object.size, zero_bytes: 0, elapsed: begun.elapsed() };
     Ok((value, stats))
 }
 
@@ -402,7 +401,8 @@ mod tests {
         let key = DataKey::random().unwrap();
         let object = put(&store, &key, "o", &noise(PIECE)).await;
         let sealed = key.of_object("o").unwrap();
-        let failed = read(&store, &object, sealed, 1, &|_| {}, |_| Err::<(), _>(io::ErrorKind::StorageFull.into())).await;
+        let failed =
+            read(&store, &object, sealed, 1, &|_| {}, |_| Err::<(), _>(io::ErrorKind::StorageFull.into())).await;
         assert!(matches!(failed, Err(Error::Sink(error)) if error.kind() == io::ErrorKind::StorageFull));
     }
 

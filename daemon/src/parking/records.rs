@@ -52,7 +52,8 @@ pub(super) fn take_pages(mut from: impl Read, sink: &dyn ExtentSink, limits: Lim
     let mut buffer = Vec::new();
     let mut total: u64 = 0;
     while let Some(head) = read_head(&mut from)? {
-        let number = |range: std::ops::Range<usize>| head[range].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let number =
+            |range: std::ops::Range<usize>| head[range].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
         // As wide as they were written.
         let (object, offset, length) = (number(0..4) as u32, number(4..12), number(12..16) as u32);
         total += u64::from(length);
@@ -166,7 +167,10 @@ mod tests {
     }
 
     #[derive(Default)]
-    struct Taken(Mutex<BTreeMap<(u32, u64), Option<Vec<u8>>>>);
+    struct Taken(Mutex<BTreeMap<(u32, u64), Page>>);
+
+    /// Its bytes; none for zeros.
+    type Page = Option<Vec<u8>>;
 
     impl ExtentSink for Taken {
         fn put(&self, object: u32, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -204,7 +208,11 @@ mod tests {
         let bytes = stream(move |out| give_pages(&source, out));
         let taken = Taken::default();
         take_pages(&bytes[..], &taken, Limits::bytes(4096 + 4096 + 5000)).unwrap();
-        let wanted = [((1, 0x1000), Some(vec![7; 4096])), ((1, 0x9000), None), ((7 | 1 << 31, u64::MAX - 1), Some(vec![9; 5000]))];
+        let wanted = [
+            ((1, 0x1000), Some(vec![7; 4096])),
+            ((1, 0x9000), None),
+            ((7 | 1 << 31, u64::MAX - 1), Some(vec![9; 5000])),
+        ];
         assert_eq!(*taken.0.lock().unwrap(), BTreeMap::from(wanted));
         take_pages(&bytes[..], &Taken::default(), Limits::bytes(9000)).unwrap_err();
         take_pages(&bytes[..bytes.len() - 1], &Taken::default(), Limits::bytes(1 << 20)).unwrap_err();

@@ -102,7 +102,11 @@ async fn check(place: &Store, manifest: &Manifest, order: &Order) -> Result<(), 
         return Err(Error::NotCommitted { url: place.url().to_owned(), host: manifest.host.clone() });
     }
     if !committed {
-        warn!(url = place.url(), host = manifest.host, "restored although its source has not let go of it, as it was said to be gone");
+        warn!(
+            url = place.url(),
+            host = manifest.host,
+            "restored although its source has not let go of it, as it was said to be gone"
+        );
     }
     match Claim::read(place).await? {
         Some(claim) if !order.copy => Err(claim.refusal(place)),
@@ -111,7 +115,12 @@ async fn check(place: &Store, manifest: &Manifest, order: &Order) -> Result<(), 
 }
 
 /// This host will do, by the planner's own rules: CPU, kernel, CRIU, architecture, memory, disk, networks.
-async fn suit(context: &Context, place: &Store, manifest: &Manifest, details: &Details) -> Result<(), migration::Error> {
+async fn suit(
+    context: &Context,
+    place: &Store,
+    manifest: &Manifest,
+    details: &Details,
+) -> Result<(), migration::Error> {
     let Offer { recipe, memory_bytes, .. } = &details.offer;
     let probe = Probe { cpuinfo: details.cpuinfo.clone(), images: vec![recipe.image.clone()] };
     let facts = context.capacity.facts(context.engine.as_ref(), &probe, None).await?;

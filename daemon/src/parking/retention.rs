@@ -51,10 +51,7 @@ fn due(objects: &[Listed], retention: Option<Duration>, now: Timestamp) -> Vec<D
                 let being_restored = find(CLAIMED).is_some_and(|claim| !older(claim, DAY));
                 (expired && !being_restored).then(|| Due::Expired(id.to_owned(), names()))
             }
-            None => objects
-                .iter()
-                .all(|(_, object)| older(object, DAY))
-                .then(|| Due::Orphan(id.to_owned(), names())),
+            None => objects.iter().all(|(_, object)| older(object, DAY)).then(|| Due::Orphan(id.to_owned(), names())),
         }
     };
     checkpoints.into_iter().filter_map(judge).collect()
@@ -95,7 +92,8 @@ pub async fn keep_swept(context: Arc<Context>) {
     let mut times = tokio::time::interval(EVERY);
     loop {
         times.tick().await;
-        let swept = async { sweep(&Store::open(url)?, &context.config.host.name, parking.retention, Timestamp::now()).await };
+        let swept =
+            async { sweep(&Store::open(url)?, &context.config.host.name, parking.retention, Timestamp::now()).await };
         if let Err(failure) = swept.await {
             warn!(url, error = chain(&failure), "old checkpoints were not swept; trying again in an hour");
         }
@@ -168,7 +166,9 @@ mod tests {
     async fn a_sweep_removes_what_is_due_and_nothing_else() {
         let store = Store::over(Arc::new(InMemory::new()));
         let (other, parts) = ("0191e0a0-0000-7000-8000-000000000002", "0191e0a0-0000-7000-8000-000000000003");
-        for (id, names) in [(ID, ["000-files", "manifest"].as_slice()), (other, &["manifest", "claimed"]), (parts, &["000-files"])] {
+        for (id, names) in
+            [(ID, ["000-files", "manifest"].as_slice()), (other, &["manifest", "claimed"]), (parts, &["000-files"])]
+        {
             for name in names {
                 store.of(id).put(name, Bytes::from_static(b"x")).await.unwrap();
             }

@@ -175,7 +175,9 @@ mod tests {
     #[test]
     fn every_length_comes_back_and_costs_a_tag_for_each_piece() {
         let key = key();
-        for (length, pieces) in [(0, 1), (1, 1), (PIECE - 1, 1), (PIECE, 1), (PIECE + 1, 2), (2 * PIECE, 2), (3 * PIECE + 7, 4)] {
+        for (length, pieces) in
+            [(0, 1), (1, 1), (PIECE - 1, 1), (PIECE, 1), (PIECE + 1, 2), (2 * PIECE, 2), (3 * PIECE + 7, 4)]
+        {
             let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             let there = sealed(&key, &bytes);
             assert_eq!(there.len(), length + pieces * TAG);

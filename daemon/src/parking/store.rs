@@ -17,7 +17,8 @@ use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    BackoffConfig, ClientOptions, Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
+    BackoffConfig, ClientOptions, Error as StoreError, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions,
+    RetryConfig,
 };
 use tokio::time::{sleep, timeout};
 use tracing::info;
@@ -275,7 +276,9 @@ mod tests {
         assert_eq!(place("s3://b/p/q"), Some(Place::Bucket { bucket: "b", prefix: "p/q" }));
         assert_eq!(place("s3://b"), Some(Place::Bucket { bucket: "b", prefix: "" }));
         assert_eq!(place("file:///a/b"), Some(Place::Directory("/a/b")));
-        for wrong in ["s3://", "s3:///p", "s3://b/", "file://h/x", "file:///", "gs://b", "/a", "", "s3://b/a b", "s3://b/\n"] {
+        for wrong in
+            ["s3://", "s3:///p", "s3://b/", "file://h/x", "file:///", "gs://b", "/a", "", "s3://b/a b", "s3://b/\n"]
+        {
             assert_eq!(place(wrong), None, "{wrong}");
         }
     }

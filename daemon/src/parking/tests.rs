@@ -7,15 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt as _, StreamExt as _};
 use jiff::Timestamp;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult, Result as StoreResult, UploadPart,
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result as StoreResult, UploadPart,
 };
 use spothop_transfer::{Extent, ExtentSink, ExtentSource, Limits};
 
@@ -203,7 +202,7 @@ struct Pages(AtomicUsize);
 impl ExtentSource for Pages {
     fn next(&self) -> Option<Extent> {
         let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).ok()?;
-        Some(Extent { object: 1, offset: left as u64 * 4096, length: 4096 })
+        Some(Extent { object: 1, offset: (left as u64 - 1) * 4096, length: 4096 })
     }
 
     fn read(&self, extent: Extent, buffer: &mut [u8]) -> io::Result<usize> {
@@ -229,7 +228,7 @@ impl ExtentSink for Memory {
     }
 }
 
-/// What a container consists of: more than one part of it, so that it is sent in parts.
+/// What a container consists of: an image of more than one part, and two archives of the same length.
 struct Parts {
     image: Vec<u8>,
     files: Vec<u8>,
@@ -248,7 +247,7 @@ impl Parts {
             (state >> 56) as u8
         };
         let image = (0..PART + 100_000).map(|_| noise()).collect();
-        Self { image, files: b"all files".to_vec(), last_files: b"some files".to_vec(), images }
+        Self { image, files: b"all files".to_vec(), last_files: b"new files".to_vec(), images }
     }
 }
 
@@ -314,8 +313,7 @@ impl World {
     }
 
     async fn names(&self) -> Vec<String> {
-        let mut names: Vec<_> =
-            self.store().list().await.unwrap().into_iter().map(|object| object.name).collect();
+        let mut names: Vec<_> = self.store().list().await.unwrap().into_iter().map(|object| object.name).collect();
         names.sort();
         names
     }
@@ -359,10 +357,26 @@ impl World {
                     let sink = Arc::clone(&memory);
                     source.receive_extents(sink, &Limits::bytes(*bytes), &none).await?;
                 }
-                Request::Images { bytes } => drop(source.receive_files(to.path(), &Limits::bytes(*bytes), &none).await?),
+                Request::Images { bytes } => {
+                    source.receive_files(to.path(), &Limits::bytes(*bytes), &none).await?;
+                }
                 Request::Decided { verdict, .. } => {
-                    let words = ["Image", "Image", "Create", "Files", "Start", "Pages", "LastFiles", "Pages", "Images", "Restore"];
-                    assert!(heard.iter().zip(words).all(|(heard, word): (&String, _)| heard.starts_with(word)), "{heard:?}");
+                    let words = [
+                        "Image",
+                        "Image",
+                        "Create",
+                        "Files",
+                        "Start",
+                        "Pages",
+                        "LastFiles",
+                        "Pages",
+                        "Images",
+                        "Restore",
+                    ];
+                    assert!(
+                        heard.iter().zip(words).all(|(heard, word): (&String, _)| heard.starts_with(word)),
+                        "{heard:?}"
+                    );
                     assert_eq!(heard.len(), words.len());
                     let pages: Vec<_> = memory.0.lock().unwrap().clone().into_iter().collect();
                     assert_eq!(pages, (0..9).map(|page| (page, page as u8)).collect::<Vec<_>>());
@@ -424,7 +438,7 @@ async fn a_parking_that_fails_at_any_request_leaves_nothing_or_parts_that_are_sw
         world.park(&parts).await.unwrap();
         world.faulty.calls.load(Ordering::SeqCst)
     };
-    assert!(calls > 10, "{calls}");
+    assert!(calls >= 10, "{calls}");
     for call in 1..=calls {
         // A request that fails, and a store that goes away.
         for fails in [Fails::Once(call), Fails::From(call)] {
@@ -440,7 +454,9 @@ async fn a_parking_that_fails_at_any_request_leaves_nothing_or_parts_that_are_sw
             }
             taken_back.unwrap_err();
             world.faulty.heal();
-            assert!(!world.names().await.iter().any(|name| name.ends_with(manifest::NAME) || name.ends_with(COMMITTED)));
+            assert!(
+                !world.names().await.iter().any(|name| name.ends_with(manifest::NAME) || name.ends_with(COMMITTED))
+            );
             sweep(&world.store(), "a", None, Timestamp::now() + DAY * 2).await.unwrap();
             assert_eq!(world.names().await, Vec::<String>::new(), "{fails:?}");
         }
@@ -508,7 +524,5 @@ async fn the_wrong_key_and_objects_that_are_not_those_of_the_manifest_are_told()
         place.put(name, bytes).await.unwrap();
     }
     let failure = world.restore(&parts, Some(Claim::new("b", "m2"))).await.unwrap_err();
-    assert!(matches!(failure, Error::Tampered { .. } | Error::Store { .. }), "{failure}");
-    place.put(&one, Bytes::new()).await.unwrap();
-    world.restore(&parts, None).await.unwrap_err();
+    assert!(matches!(failure, Error::Tampered { .. }), "{failure}");
 }

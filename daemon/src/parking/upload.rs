@@ -159,7 +159,9 @@ impl Upload {
     async fn decided(&self, migration: &str, verdict: Verdict) -> Result<Answer, Error> {
         let place = self.store.of(migration);
         match verdict {
-            Verdict::Commit => claim::commit(&place, &self.host, migration).await.map(|()| Answer::Running { lost: None }),
+            Verdict::Commit => {
+                claim::commit(&place, &self.host, migration).await.map(|()| Answer::Running { lost: None })
+            }
             Verdict::Abort if claim::take_back(&place, &self.host, migration).await? => Ok(Answer::Gone),
             Verdict::Abort => Ok(Answer::Running { lost: None }),
         }

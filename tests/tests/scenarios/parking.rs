@@ -116,7 +116,6 @@ pub(crate) fn a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_i
         assert!(checkpoint.starts_with(&url), "{checkpoint}");
         scene.eventually("a", "test -z \"$(docker ps -aq)\"");
         let objects = moto.objects(BUCKET).expect("a list");
-        eprintln!("{objects:#?}");
         assert!(objects.iter().any(|(_, tag)| tag.contains('-')), "none came in parts: {objects:?}");
         let view = place.parked("b").pop().expect("a checkpoint");
         assert_eq!((&view["container"], &view["committed"], &view["host"]), (&"r1".into(), &true.into(), &"a".into()));
@@ -160,7 +159,10 @@ pub(crate) fn files_and_volumes_are_the_same_after_a_stay_in_a_directory(scene: 
 
     files::assert_same(&before, &files::manifest(scene, "a", tops));
     let inspect = scene.inspect("a", "f1");
-    assert_eq!((&inspect["RestartCount"], &inspect["HostConfig"]["RestartPolicy"]["Name"]), (&0.into(), &"always".into()));
+    assert_eq!(
+        (&inspect["RestartCount"], &inspect["HostConfig"]["RestartPolicy"]["Name"]),
+        (&0.into(), &"always".into())
+    );
     scene.nothing_is_left("a", "f1", &["a"]);
     // A second one must have a name and volumes of its own, which this one has not.
     assert_refused(&place.restore("a", &[&checkpoint]), "was claimed by a");
@@ -222,7 +224,12 @@ pub(crate) fn a_restore_that_fails_gives_the_checkpoint_back(scene: &Scene) {
     scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"migrations\":\\[\\]'");
     assert_eq!(place.parked("a")[0]["claimed_by"], Value::Null);
     // A daemon that dies with the restored tasks in its hands finds the checkpoint to be its own, and lets them run.
-    scene.sh("a", "echo 'target:restored:after kill' > /run/spothop/failpoint; spothop restore $0 || true".replace("$0", &checkpoint).as_str());
+    scene.sh(
+        "a",
+        "echo 'target:restored:after kill' > /run/spothop/failpoint; spothop restore $0 || true"
+            .replace("$0", &checkpoint)
+            .as_str(),
+    );
     scene.eventually("a", "docker exec r1 redis-cli ping");
     redis.verify().expect("the data of the beginning");
     scene.nothing_is_left("a", "r1", &["a"]);
