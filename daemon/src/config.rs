@@ -19,6 +19,7 @@ use toml::Spanned;
 
 pub mod memory;
 mod notice;
+mod parking;
 mod policy;
 pub mod units;
 
@@ -26,6 +27,7 @@ pub use memory::Memory;
 pub use notice::{
     AwsNotice, AzureNotice, CloudChoice, GcpNotice, Likely, Notice, Others, Reclaim, Shutdown, SpotNotice, SqsNotice,
 };
+pub use parking::Parking;
 pub use policy::Policy;
 
 /// Where the configuration is unless `--config` says otherwise.
@@ -56,6 +58,8 @@ pub struct Config {
     pub memory: Memory,
     /// How plans are made.
     pub policy: Policy,
+    /// Where containers are parked.
+    pub parking: Parking,
     /// Connections between hosts.
     pub transfer: Transfer,
     /// The programs that checkpoint and restore.
@@ -388,6 +392,7 @@ struct File {
     docker: Docker,
     memory: Memory,
     policy: policy::Table,
+    parking: Parking,
     transfer: Transfer,
     criu: Criu,
 }
@@ -532,6 +537,7 @@ impl File {
             docker: self.docker,
             memory: self.memory,
             policy,
+            parking: self.parking,
             transfer: self.transfer,
             criu: self.criu,
         })

@@ -25,6 +25,7 @@ use crate::notice::detect::CloudSource;
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
 use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
 use crate::orchestrator::{self, Docker};
+use crate::parking;
 use crate::provider::Providers;
 
 /// systemd makes it (`StateDirectory=`).
@@ -121,6 +122,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context).await?;
+    tokio::spawn(parking::keep_swept(Arc::clone(&context)));
     let control = api::serve(Arc::clone(&context), socket);
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());

@@ -2,7 +2,7 @@
 //!
 //! The rooms: [`notice`] hears that the host will be taken away, [`orchestrator`] speaks to the container engine,
 //! [`files`] moves filesystems, [`migration`] is the saga and its commit protocol, [`journal`] its memory, [`api`] how
-//! people and programs reach all that. [`provider`] asks the cloud whether another host is gone.
+//! people and programs reach all that. [`parking`] is a migration to an object store and back. [`provider`] asks the cloud whether another host is gone.
 
 pub mod api;
 pub mod capacity;
@@ -16,5 +16,6 @@ pub mod journal;
 pub mod migration;
 pub mod notice;
 pub mod orchestrator;
+pub mod parking;
 pub mod provider;
 pub mod setup;

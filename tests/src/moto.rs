@@ -1,5 +1,5 @@
-//! An imitation of AWS: moto's server, for what cannot run here. It keeps instances, their states and an account in memory, and
-//! answers EC2's and STS's API over HTTP. Instances of it are only names: to have a host "be" one of them is the caller's work.
+//! An imitation of AWS: moto's server, for what cannot run here. It keeps instances, their states, an account and buckets in memory, and
+//! answers EC2's, STS's and S3's API over HTTP. Instances of it are only names: to have a host "be" one of them is the caller's work.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -49,6 +49,18 @@ else:
     names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
     attributes = sqs.get_queue_attributes(QueueUrl=words[0], AttributeNames=names)["Attributes"]
     print(*(attributes[name] for name in names))
+"#;
+
+/// What S3 has to do, the same way. Prints of every object in a bucket its name and entity tag, one a line.
+const BUCKET: &str = r#"
+import sys, boto3
+verb, endpoint, region, bucket = sys.argv[1:]
+s3 = boto3.client("s3", region_name=region, endpoint_url=endpoint, aws_access_key_id="key", aws_secret_access_key="secret")
+if verb == "make":
+    s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": region})
+else:
+    for thing in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+        print(thing["Key"], thing["ETag"].strip('"'))
 "#;
 
 /// Installs moto in a virtual environment of its own below the cache, unless it is there, and returns that directory.
@@ -167,6 +179,31 @@ impl Moto {
     /// As for [`Moto::run_instance`].
     pub fn count(&self, queue: &str) -> Result<String> {
         self.call(QUEUE, "count", &[queue])
+    }
+
+    /// Makes a bucket.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn make_bucket(&self, name: &str) -> Result<()> {
+        self.s3("make", name).map(drop)
+    }
+
+    /// The objects of a bucket, by name, with their entity tags: that of an object that came in parts ends in `-` and their number.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn objects(&self, bucket: &str) -> Result<Vec<(String, String)>> {
+        let said = self.s3("list", bucket)?;
+        Ok(said
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(name, tag)| (name.to_owned(), tag.to_owned()))
+            .collect())
+    }
+
+    fn s3(&self, verb: &str, bucket: &str) -> Result<String> {
+        self.call(BUCKET, verb, &[bucket])
     }
 
     fn ec2(&self, verb: &str, id: Option<&str>) -> Result<String> {

@@ -68,6 +68,12 @@ impl<'a> Redis<'a> {
         Ok((redis, loaded))
     }
 
+    /// One that is there already, with `mib` MiB that [`Redis::start`] has put into it.
+    #[must_use]
+    pub fn at(bed: &'a Testbed, name: &str, address: Ipv4Addr, mib: u64) -> Self {
+        Self { bed, name: name.to_owned(), server: SocketAddr::from((address, PORT)), mib }
+    }
+
     /// The container's name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -18,8 +18,9 @@ use spothop_policy::Plan;
 use tokio::net::UnixStream;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, Open,
-    PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, Runs, Status,
+    Accepted, Begun, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, Open,
+    ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, RestoreRequest, Runs,
+    Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -157,6 +158,33 @@ impl Client {
     /// [`ClientError`].
     pub async fn evacuate(&self, request: &EvacuateRequest) -> Result<Accepted, ClientError> {
         self.post("/v1/evacuations", request).await
+    }
+
+    /// Begins to park a container.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn park(&self, request: &ParkRequest) -> Result<Begun, ClientError> {
+        self.post("/v1/parkings", request).await
+    }
+
+    /// Begins to restore a checkpoint. The daemon reads it first, which takes a moment.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn restore(&self, request: &RestoreRequest) -> Result<Begun, ClientError> {
+        self.post("/v1/restores", request).await
+    }
+
+    /// The checkpoints at a place, the configured one if none is named.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn parked(&self, at: Option<&str>) -> Result<Vec<ParkedView>, ClientError> {
+        match at {
+            Some(at) => self.get(&format!("/v1/parkings?at={}", escape(at))).await,
+            None => self.get("/v1/parkings").await,
+        }
     }
 
     /// One migration, running or past.

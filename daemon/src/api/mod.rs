@@ -9,6 +9,9 @@
 //! | `POST /v1/plan` with [`PlanRequest`] | [`spothop_policy::Plan`] |
 //! | `POST /v1/migrations` with [`MigrateRequest`] | [`Accepted`] |
 //! | `POST /v1/evacuations` with [`EvacuateRequest`] | [`Accepted`] |
+//! | `GET /v1/parkings?at=URL` | `Vec<`[`ParkedView`]`>`, newest first |
+//! | `POST /v1/parkings` with [`ParkRequest`] | [`Begun`] |
+//! | `POST /v1/restores` with [`RestoreRequest`] | [`Begun`] |
 //! | `GET /v1/migrations/{id}` | [`MigrationView`], with its [`LogSummary`] |
 //! | `GET /v1/migrations/{id}/log` | [`LogView`] |
 //! | `GET /v1/events?migration=ID&migration=ID` | one [`Event`] a line (NDJSON); without ids: every event, endless |
@@ -130,6 +133,70 @@ pub struct Accepted {
     pub migrations: Vec<String>,
     /// The plan that they follow; what stays is in there with its reasons.
     pub plan: spothop_policy::Plan,
+}
+
+/// Body of `POST /v1/parkings`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParkRequest {
+    /// Name, id or unique id prefix.
+    pub container: String,
+    /// Where to; the configured place otherwise.
+    #[serde(default)]
+    pub to: Option<String>,
+}
+
+/// Body of `POST /v1/restores`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// A checkpoint's URL or, at the configured place, its id; or the URL of a place with one checkpoint that nobody has.
+    pub checkpoint: String,
+    /// Another name for the container.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A second container, whoever has claimed the checkpoint.
+    #[serde(default)]
+    pub copy: bool,
+    /// Its source has not let go of it, and is gone for good.
+    #[serde(default)]
+    pub source_gone: bool,
+}
+
+/// A parking or a restore that was begun; what becomes of it is told like that of any migration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Begun {
+    /// The migration's id.
+    pub migration: String,
+    /// The checkpoint's URL.
+    pub checkpoint: String,
+}
+
+/// A checkpoint in a store, as `spothop parked` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParkedView {
+    /// What `spothop restore` takes.
+    pub url: String,
+    /// Its id, which is that of the migration that parked it.
+    pub id: String,
+    /// The container's name.
+    pub container: String,
+    /// The image as the user named it.
+    pub image: String,
+    /// The host that parked it.
+    pub host: String,
+    /// When it was complete.
+    pub created: Timestamp,
+    /// Memory of its tasks, in bytes.
+    pub memory_bytes: u64,
+    /// What it takes in the store, in bytes.
+    pub stored_bytes: u64,
+    /// Whether its source has let go of it; until then it is nobody's to restore.
+    pub committed: bool,
+    /// The host that restores it or has restored it.
+    pub claimed_by: Option<String>,
+    /// Since when.
+    pub claimed_at: Option<Timestamp>,
 }
 
 /// A migration, running or past.

@@ -22,8 +22,9 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::{
-    Accepted, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
-    MigrationView, Open, Outcome, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, Status,
+    Accepted, Begun, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
+    MigrationView, Open, Outcome, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView,
+    ResolveRequest, RestoreRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
@@ -31,6 +32,7 @@ use crate::migration::evacuation::{self, Question};
 use crate::migration::resolve;
 use crate::migration::{Context, CriuLog, Error, Logs, MANUAL, Side, chain, unpanicked};
 use crate::orchestrator;
+use crate::parking;
 
 /// Lines of events that wait for a slow reader before it is left behind.
 const LINES: usize = 256;
@@ -79,6 +81,8 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/migrations/{id}/resolution", get(resolution).post(resolve))
         .route("/v1/migrations/{id}/log", get(log))
         .route("/v1/evacuations", post(evacuate))
+        .route("/v1/parkings", get(parked).post(park))
+        .route("/v1/restores", post(restore))
         .route("/v1/events", get(events))
         .route("/v1/history", get(history))
         .fallback(|| async { Failure(StatusCode::NOT_FOUND, problem(ProblemCode::NotFound, "no such path; see /v1/")) })
@@ -111,7 +115,15 @@ impl From<Error> for Failure {
             Error::Engine(orchestrator::Error::NotRunning { .. })
             | Error::NotOpen { .. }
             | Error::PeerAnswers { .. }
-            | Error::RunsHere { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
+            | Error::RunsHere { .. }
+            | Error::UnderNotice { .. } => (StatusCode::CONFLICT, ProblemCode::Refused),
+            Error::Parking(parking::Error::NoCheckpoint { .. }) => (StatusCode::NOT_FOUND, ProblemCode::NotFound),
+            Error::Parking(parking::Error::BadUrl(_)) => (StatusCode::BAD_REQUEST, ProblemCode::BadRequest),
+            Error::Parking(
+                parking::Error::Store { .. } | parking::Error::Slow { .. } | parking::Error::Stopped { .. },
+            ) => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
+            // Nothing was begun.
+            Error::Parking(_) => (StatusCode::CONFLICT, ProblemCode::Refused),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, ProblemCode::Internal),
         };
         Self(status, problem(code, chain(&error)))
@@ -205,6 +217,31 @@ async fn evacuate(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<A
     let EvacuateRequest { budget } = body(&bytes)?;
     let planned = evacuation::plan(&context, &Question { budget, ..Question::default() }).await?;
     Ok(Json(evacuation::begin(&context, planned, MANUAL)))
+}
+
+#[derive(Deserialize)]
+struct PlaceQuery {
+    at: Option<String>,
+}
+
+async fn parked(
+    State(context): State<Arc<Context>>,
+    Query(PlaceQuery { at }): Query<PlaceQuery>,
+) -> Answer<Vec<ParkedView>> {
+    Ok(Json(parking::parked(&context, at.as_deref()).await.map_err(Error::from)?))
+}
+
+async fn park(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Begun> {
+    let ParkRequest { container, to } = body(&bytes)?;
+    let (migration, checkpoint) = parking::begin(&context, &container, to.as_deref()).await?;
+    Ok(Json(Begun { migration, checkpoint }))
+}
+
+async fn restore(State(context): State<Arc<Context>>, bytes: Bytes) -> Answer<Begun> {
+    let RestoreRequest { checkpoint, name, copy, source_gone } = body(&bytes)?;
+    let order = parking::Order { checkpoint, name, copy, source_gone };
+    let (migration, checkpoint) = parking::restore(&context, &order).await?;
+    Ok(Json(Begun { migration, checkpoint }))
 }
 
 async fn migration(State(context): State<Arc<Context>>, InPath(id): InPath<String>) -> Answer<MigrationView> {

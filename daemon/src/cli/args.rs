@@ -62,6 +62,12 @@ pub enum Action {
     Migrate(Migrate),
     /// Move everything that can be moved off this host, and wait until it is done
     Evacuate(Evacuate),
+    /// Checkpoint a container to an object store and stop it here, and wait until it is there
+    Park(Park),
+    /// Make a container of a parked checkpoint run on this host, and wait until it does
+    Restore(Restore),
+    /// List the parked checkpoints, the newest first
+    Parked(Parked),
     /// Show what an evacuation would do, and why
     Plan(PlanArgs),
     /// List the running containers, and whether they can be moved
@@ -109,6 +115,39 @@ pub struct Evacuate {
     /// Only show what would be done
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `spothop park`.
+#[derive(Debug, Args)]
+pub struct Park {
+    /// Name or id (a unique prefix will do) of a running container
+    pub container: String,
+    /// s3://BUCKET/PREFIX or file:///DIRECTORY [default: [parking] url of the configuration]
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+}
+
+/// `spothop restore`.
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// URL of the checkpoint, as `spothop parked` shows it, or its id alone at the configured place; or a place with a single one
+    pub checkpoint: String,
+    /// Another name for the container
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Make a second container, even if the checkpoint was restored already
+    #[arg(long)]
+    pub copy: bool,
+    /// Restore what its host has not given away: that host is gone for good
+    #[arg(long)]
+    pub source_gone: bool,
+}
+
+/// `spothop parked`.
+#[derive(Debug, Args)]
+pub struct Parked {
+    /// s3://BUCKET/PREFIX or file:///DIRECTORY [default: [parking] url of the configuration]
+    pub url: Option<String>,
 }
 
 /// `spothop plan`.

@@ -21,7 +21,8 @@ use spothop_policy::Plan;
 pub use self::exit::{CliError, Exit, render_error};
 use self::output::Output;
 use crate::api::{
-    Accepted, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, PlanRequest, Runs,
+    Accepted, Begun, Client, ClientError, EvacuateRequest, MigrateRequest, MigrationView, Outcome, ParkRequest,
+    PlanRequest, RestoreRequest, Runs,
 };
 use crate::config::Config;
 use crate::doctor;
@@ -36,6 +37,15 @@ struct Moved {
     migrations: Vec<MigrationView>,
 }
 
+/// What `park` and `restore` print with `--json`.
+#[derive(Debug, Serialize)]
+struct Parked {
+    /// The checkpoint's URL.
+    checkpoint: String,
+    /// The migration as it ended.
+    migration: MigrationView,
+}
+
 /// Carries out a command, prints its result, and says how it ended.
 ///
 /// # Errors
@@ -46,6 +56,12 @@ pub async fn run(action: args::Action, global: &args::Global) -> Result<Exit, Cl
     let result = match action {
         args::Action::Migrate(args) => migrate(&client, args, &mut output).await,
         args::Action::Evacuate(args) => evacuate(&client, args, &mut output).await,
+        args::Action::Park(args) => park(&client, args, &mut output).await,
+        args::Action::Restore(args) => restore(&client, args, &mut output).await,
+        args::Action::Parked(args) => {
+            let parked = client.parked(args.url.as_deref()).await?;
+            output.result(&parked, || show::parked(&parked, &TimeZone::system())).map(|()| Exit::Ok)
+        }
         args::Action::Plan(args) => {
             let request = PlanRequest { container: args.container, to: args.to, budget: args.within };
             let plan = client.plan(&request).await?;
@@ -105,6 +121,33 @@ async fn evacuate(client: &Client, args: args::Evacuate, output: &mut Output) ->
     }
     let accepted = client.evacuate(&EvacuateRequest { budget: args.within }).await.map_err(perhaps_begun)?;
     see_through(client, accepted, output).await
+}
+
+async fn park(client: &Client, args: args::Park, output: &mut Output) -> Result<Exit, CliError> {
+    let request = ParkRequest { container: args.container, to: args.to };
+    let begun = client.park(&request).await.map_err(perhaps_begun)?;
+    let parked = watch_begun(client, begun, output).await?;
+    output.result(&parked, || show::parking(&parked.checkpoint, &parked.migration))?;
+    Ok(end(&parked.migration))
+}
+
+async fn restore(client: &Client, args: args::Restore, output: &mut Output) -> Result<Exit, CliError> {
+    let args::Restore { checkpoint, name, copy, source_gone } = args;
+    let request = RestoreRequest { checkpoint, name, copy, source_gone };
+    let begun = client.restore(&request).await.map_err(perhaps_begun)?;
+    let restored = watch_begun(client, begun, output).await?;
+    output.result(&restored, || show::migration(&restored.migration))?;
+    Ok(match restored.migration.outcome {
+        Some(Outcome::Moved) => Exit::Ok,
+        // Nothing goes on on this host, unlike after a migration that was aborted.
+        Some(Outcome::Aborted) | None => Exit::Failed,
+    })
+}
+
+/// Follows a parking or a restore to its end.
+async fn watch_begun(client: &Client, begun: Begun, output: &mut Output) -> Result<Parked, CliError> {
+    follow::follow(client, std::slice::from_ref(&begun.migration), false, output).await?;
+    Ok(Parked { checkpoint: begun.checkpoint, migration: client.migration(&begun.migration).await? })
 }
 
 /// A request to begin something that broke after it was sent.

@@ -9,7 +9,7 @@ use spothop_criu::log::FailureKind;
 use spothop_policy::{Bytes, CpuVerdict, Fallback, HostState, Move, Plan, Stay, Times};
 
 use super::table::Table;
-use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, Status};
+use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, ParkedView, Status};
 use crate::config::units::show_duration;
 use crate::migration::{MEMORY_LOST, Phase, Side};
 
@@ -74,6 +74,42 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
         ]);
     }
     table.render()
+}
+
+/// `spothop parked`.
+pub(super) fn parked(parked: &[ParkedView], zone: &TimeZone) -> String {
+    if parked.is_empty() {
+        return "Nothing is parked there.\n".to_owned();
+    }
+    let mut table = Table::new(&["CONTAINER", "IMAGE", "FROM", "PARKED", ">MEMORY", ">STORED", "STATE", "CHECKPOINT"]);
+    let time = |at: Timestamp| at.to_zoned(zone.clone()).strftime("%F %T").to_string();
+    for one in parked {
+        let state = match (&one.claimed_by, one.claimed_at) {
+            (Some(host), Some(at)) => format!("claimed by {host} at {}", time(at)),
+            _ if one.committed => "ready".to_owned(),
+            _ => format!("not given away by {}", one.host),
+        };
+        table.row([
+            one.container.clone(),
+            one.image.clone(),
+            one.host.clone(),
+            time(one.created),
+            Bytes(one.memory_bytes).to_string(),
+            Bytes(one.stored_bytes).to_string(),
+            state,
+            one.url.clone(),
+        ]);
+    }
+    table.render()
+}
+
+/// `spothop park`: the record, and what to do next.
+pub(super) fn parking(checkpoint: &str, record: &MigrationView) -> String {
+    let mut out = migration(record);
+    if record.outcome == Some(Outcome::Moved) {
+        let _ = writeln!(out, "Parked. On any host with the same key: spothop restore {checkpoint}");
+    }
+    out
 }
 
 /// `spothop plan`, and `--dry-run`.

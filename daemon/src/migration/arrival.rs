@@ -32,6 +32,7 @@ use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
 use crate::orchestrator;
+use crate::parking;
 use crate::provider::Inquiry;
 
 /// For a runtime that waits to say so again to a daemon that came back: it tries many times a second.
@@ -440,6 +441,11 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
             _ => {}
         }
         track.settled(id).await?;
+    }
+    let source = track.record().await?.peer;
+    if parking::is_url(&source) {
+        // Nothing of it is here any more: somebody else may restore it.
+        parking::release(&source, &track.id).await?;
     }
     track.enter(Phase::Cleaned).await
 }

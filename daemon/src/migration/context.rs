@@ -17,6 +17,7 @@ use crate::config::{Config, Likely};
 use crate::journal::{Journal, NewMigration};
 use crate::notice::{Certainty, Notice};
 use crate::orchestrator::Orchestrator;
+use crate::parking;
 use crate::provider::{Instance, Providers};
 
 /// The daemon's state, shared by all of its tasks.
@@ -60,11 +61,14 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens a conversation with a peer of the configuration.
+    /// Opens a conversation with a peer of the configuration, or with the store that has this URL.
     ///
     /// # Errors
     /// It is not in the configuration, or cannot be reached.
     pub async fn connect(&self, peer: &str, data_connections: usize) -> Result<Conversation, Error> {
+        if parking::is_url(peer) {
+            return Ok(Conversation::with_store(parking::Upload::open(self, peer)?));
+        }
         let known = self.config.peer(peer).ok_or_else(|| Error::UnknownPeer { peer: peer.to_owned() })?;
         let session =
             spothop_transfer::connect(&known.address.to_string(), peer, &self.credentials.current(), data_connections)

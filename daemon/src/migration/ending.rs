@@ -24,6 +24,7 @@ use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Wor
 use crate::api::{MigrationView, Outcome};
 use crate::journal::JournalError;
 use crate::orchestrator::{self, Orchestrator, RestartPolicy};
+use crate::parking;
 
 /// For an engine to note something down while the container is frozen; it takes 70 ms.
 const ENGINE: Duration = Duration::from_secs(5);
@@ -361,6 +362,10 @@ impl Ending {
                 Ok(self.context.engine.resume_restarts(&container, &policy).await?)
             }
             Step::Checkpoint => self.checkpoint_ended(false).await,
+            Step::Upload { url } => {
+                parking::discard(&self.context, &url, &self.track.id).await;
+                Ok(())
+            }
             blocking => {
                 let (state, id) = (self.context.state.clone(), self.track.id.to_string());
                 unpanicked(spawn_blocking(move || undo_blocking(blocking, &state, &id)).await)

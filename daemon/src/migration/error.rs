@@ -19,6 +19,9 @@ pub enum Error {
     /// The container's files.
     #[error(transparent)]
     Files(#[from] files::Error),
+    /// A checkpoint or its store.
+    #[error(transparent)]
+    Parking(#[from] crate::parking::Error),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),

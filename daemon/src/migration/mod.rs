@@ -61,17 +61,17 @@ use std::sync::Arc;
 
 use tracing::{error, info};
 
-use self::moving::Moving;
-
 pub use self::context::Context;
 pub use self::conversation::Conversation;
 pub use self::error::{Error, chain};
 pub use self::filling::MEMORY_LOST;
 pub use self::logs::{CriuLog, Logs};
+pub(crate) use self::moving::Moving;
 pub use self::notices::Leave;
 pub use self::phase::{Phase, Side, UnknownPhase, Verdict};
 pub use self::source::{Job, run};
 pub use self::step::{Step, Task};
+pub(crate) use self::target::take;
 pub use self::track::{Events, Track, unpanicked};
 pub use self::ways::Ways;
 pub use self::workspace::{RUNTIME_DIRECTORY, Workspace, WorkspaceError};

@@ -6,14 +6,14 @@ use std::sync::{Arc, PoisonError};
 use super::Context;
 
 /// The claim on a container. Nobody else has one until this is dropped.
-pub(super) struct Moving {
+pub(crate) struct Moving {
     context: Arc<Context>,
     container: String,
 }
 
 impl Moving {
     /// The claim on the container of this id, if nobody has it.
-    pub(super) fn claim(context: &Arc<Context>, container: &str) -> Option<Self> {
+    pub(crate) fn claim(context: &Arc<Context>, container: &str) -> Option<Self> {
         let mut moving = context.moving.lock().unwrap_or_else(PoisonError::into_inner);
         moving
             .insert(container.to_owned())
@@ -21,7 +21,7 @@ impl Moving {
     }
 
     /// Waits for the claim.
-    pub(super) async fn wait(context: &Arc<Context>, container: &str) -> Self {
+    pub(crate) async fn wait(context: &Arc<Context>, container: &str) -> Self {
         loop {
             // Listening begins before the look, so that no release is missed.
             let released = context.released.notified();

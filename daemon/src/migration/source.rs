@@ -31,6 +31,7 @@ use crate::api::Outcome;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
+use crate::parking;
 use crate::setup::docker::RUNTIME_PATH;
 
 /// For a step in which the target only talks to itself or its engine: making a container takes Docker a second on a busy disk.
@@ -212,6 +213,9 @@ impl Source<'_> {
             Answer::Accepted { post_copy } => {
                 if may_follow && post_copy {
                     self.memory.let_follow();
+                }
+                if parking::is_url(&self.job.target) {
+                    self.track.intend(Step::Upload { url: self.job.target.clone() }).await?;
                 }
                 Ok(())
             }

@@ -69,6 +69,12 @@ pub enum Step {
     /// Source: `runc checkpoint` runs, held by its action script until the verdict, which the script reads in the journal. Its undo
     /// is to wait for its end, before anything else is undone: CRIU leaves the freezer as it found it.
     Checkpoint,
+    /// Source: objects in the store that is the target. Their undo is to remove them, as far as the store can be reached: what is left
+    /// is swept.
+    Upload {
+        /// The place; the migration's id is the checkpoint's.
+        url: String,
+    },
     /// Target: memory that was to follow is lost. Not undone but done: the container is killed and started from its files.
     Lost {
         /// Why.

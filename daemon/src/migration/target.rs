@@ -56,7 +56,7 @@ pub(super) struct Target {
 ///
 /// # Errors
 /// What ended it, if it was no migration that could be recorded.
-pub(super) async fn take(context: Arc<Context>, mut source: Conversation, offer: Offer) -> Result<(), Error> {
+pub(crate) async fn take(context: Arc<Context>, mut source: Conversation, offer: Offer) -> Result<(), Error> {
     let accepted = Target::accept(context, offer, source.peer()).await;
     let mut target = match accepted {
         Ok(target) => target,
@@ -208,11 +208,11 @@ impl Target {
                 Ok(Answer::Done)
             }
             // The stream broke because writing failed: that is what to tell.
-            Err(spothop_transfer::Error::Sink { .. }) => {
+            Err(Error::Transfer(spothop_transfer::Error::Sink { .. })) => {
                 sink.finish().await?;
-                Ok(received.map(|_| Answer::Done)?)
+                received.map(|_| Answer::Done)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         }
     }
 

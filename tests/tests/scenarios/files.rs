@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::scene::Scene;
 
 /// Makes every kind of file in `argv[1:]`, and changes what came with the image.
-const MAKE: &str = include_str!("programs/make.py");
+pub(crate) const MAKE: &str = include_str!("programs/make.py");
 
 /// Prints a manifest of everything below `argv[1:]` as JSON. Times of directories are told where nobody but us touches them.
 const MANIFEST: &str = include_str!("programs/manifest.py");
@@ -46,17 +46,17 @@ pub(crate) fn changes_up_to_the_freeze_are_not_lost(scene: &Scene) {
     scene.assert_ends_well("a", "f1");
 }
 
-fn python(scene: &Scene, host: &str, program: &str, arguments: &str) -> String {
+pub(crate) fn python(scene: &Scene, host: &str, program: &str, arguments: &str) -> String {
     let script = format!("exec docker exec f1 python3 -c \"$0\" {arguments}");
     let output = scene.output(host, ["timeout", "60", "sh", "-ec", &script, program]);
     output.unwrap_or_else(|error| panic!("{host}: {error}"))
 }
 
-fn manifest(scene: &Scene, host: &str, tops: &str) -> Value {
+pub(crate) fn manifest(scene: &Scene, host: &str, tops: &str) -> Value {
     serde_json::from_str(&python(scene, host, MANIFEST, tops)).expect("JSON")
 }
 
-fn assert_same(before: &Value, after: &Value) {
+pub(crate) fn assert_same(before: &Value, after: &Value) {
     let (old, new) = (before.as_object().expect("an object"), after.as_object().expect("an object"));
     let names: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let different: Vec<String> = names

@@ -17,6 +17,7 @@ mod matrix;
 mod memory;
 mod network;
 mod notices;
+mod parking;
 mod post_copy;
 mod prediction;
 mod processes;
@@ -88,6 +89,11 @@ fn main() -> ExitCode {
         notices::a_notice_that_is_withdrawn_stops_what_is_not_frozen_and_the_container_runs_on,
         notices::several_notices_are_one_evacuation,
         notices::a_container_without_a_target_is_moved_when_a_host_appears_before_the_deadline,
+        parking::a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power,
+        parking::files_and_volumes_are_the_same_after_a_stay_in_a_directory,
+        parking::a_store_that_is_full_leaves_the_container_where_it_was,
+        parking::a_failure_after_the_manifest_leaves_the_container_where_it_was_and_nothing_to_restore,
+        parking::a_restore_that_fails_gives_the_checkpoint_back,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,

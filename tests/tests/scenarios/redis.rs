@@ -11,7 +11,7 @@ use spothop_tests::scenario::{LiveClient, Redis};
 use crate::scene::Scene;
 
 /// The container's address, the same on both hosts.
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 50);
+pub(crate) const ADDRESS: Ipv4Addr = Ipv4Addr::new(172, 30, 0, 50);
 
 /// A Redis container `r1` on host `a` with that many MiB in it, and a client that talks to it.
 pub(crate) fn under_load(scene: &Scene, mib: u64) -> (Redis<'_>, LiveClient) {

@@ -64,7 +64,7 @@ pub(super) fn undone(known: &Known, traces: &[Trace]) -> Vec<Check> {
             // These are things that are looked for, and there or not.
             Step::Workspace { .. } | Step::Pending { .. } | Step::Create { .. } | Step::Freeze { .. } => None,
             Step::Silence { .. } | Step::Checkpoint | Step::Depart { .. } | Step::Made { .. } => None,
-            Step::Lost { .. } => None,
+            Step::Lost { .. } | Step::Upload { .. } => None,
         }
     });
     checks.collect()
