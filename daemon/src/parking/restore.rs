@@ -35,7 +35,7 @@ pub struct Order {
 /// # Errors
 /// Why it cannot be restored here; nothing was changed then, neither here nor in the store.
 pub async fn restore(context: &Arc<Context>, order: &Order) -> Result<(String, String), migration::Error> {
-    if let Some(notice) = context.notice() {
+    if let Some(notice) = context.notice_against(false) {
         return Err(migration::Error::UnderNotice { notice: notice.id });
     }
     let place = find(context, &order.checkpoint).await?;
@@ -122,7 +122,7 @@ async fn suit(
     details: &Details,
 ) -> Result<(), migration::Error> {
     let Offer { recipe, memory_bytes, .. } = &details.offer;
-    let probe = Probe { cpuinfo: details.cpuinfo.clone(), images: vec![recipe.image.clone()] };
+    let probe = Probe { cpuinfo: details.cpuinfo.clone(), images: vec![recipe.image.clone()], ..Probe::default() };
     let facts = context.capacity.facts(context.engine.as_ref(), &probe, None).await?;
     let identity = match recipe.network.mode {
         Mode::KeepIp | Mode::NewIp => NetworkIdentity::NewIp,
@@ -159,9 +159,8 @@ async fn suit(
         source,
         containers: vec![container],
         hosts: vec![host],
-        budget: None,
-        estimates: spothop_policy::Estimates::default(),
         concurrency: 1,
+        ..Request::default()
     };
     match spothop_policy::plan(&request).stays.first() {
         Some(stay) => {

@@ -66,6 +66,7 @@ pub(super) fn offer() -> Offer {
         descriptors: Vec::new(),
         post_copy: false,
         instance: None,
+        urgent: false,
     }
 }
 
@@ -75,6 +76,7 @@ pub(super) fn source() -> spothop_policy::Source {
         kernel: Default::default(),
         criu: Default::default(),
         protocol: spothop_policy::ProtocolRange { min: 1, max: 1 },
+        ..Default::default()
     }
 }
 
