@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spothop_policy::{Estimates, Move, Plan, Request};
+use spothop_policy::{Estimates, Fallback, Move, NextBest, Plan, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -17,6 +17,10 @@ use super::{Context, Error, Job, chain};
 use crate::api::{Accepted, Outcome};
 use crate::inventory::{self, Candidate};
 use crate::orchestrator::Image;
+use crate::parking;
+
+/// Longer than twice what parking takes, a container waits for a host that may yet appear.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What to plan for.
 #[derive(Debug, Clone, Default)]
@@ -76,7 +80,7 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         concurrency: context.config.limits.max_concurrent,
         streams: context.config.transfer.connections,
         notice: super::occasion::of(context),
-        ..Request::default()
+        can_park: context.config.parking.url.is_some(),
     };
     Ok(Planned {
         plan: context.config.policy.compiled().plan(&request),
@@ -147,6 +151,50 @@ pub(super) fn begin_for(
     Accepted { migrations, plan: planned.plan }
 }
 
+/// Parks what the plan has no host for, or would be too late to move, as far as that is its next best and there is a turn left; the plan
+/// does not move it any more. A container without a host waits for one as long as there is time for that.
+pub(super) fn park_for(context: &Arc<Context>, planned: &mut Planned, errand: &Errand, turns: &Arc<Semaphore>) {
+    let left = planned.deadline.map(|by| Duration::try_from(by.duration_since(Timestamp::now())).unwrap_or_default());
+    let takes = |next: &Option<Fallback>| {
+        next.as_ref().filter(|next| next.then == NextBest::Park).map(|next| next.takes.unwrap_or_default())
+    };
+    let presses = |takes: Duration| left.is_none_or(|left| left <= takes.saturating_mul(2) + PATIENCE);
+    let plan = &mut planned.plan;
+    let stays = plan.stays.iter().filter(|stay| takes(&stay.next_best).is_some_and(presses));
+    let mut parked: Vec<_> = stays.map(|stay| (stay.container.clone(), stay.name.clone())).collect();
+    plan.moves.retain(|step| {
+        let is_late = !step.fits_deadline && takes(&step.next_best).is_some();
+        if is_late {
+            parked.push((step.container.clone(), step.name.clone()));
+        }
+        !is_late
+    });
+    for (container, name) in parked {
+        // Without one it is looked at again.
+        let Ok(turn) = Arc::clone(turns).try_acquire_owned() else { return };
+        let (context, errand) = (Arc::clone(context), errand.clone());
+        tokio::spawn(async move {
+            let failed = park(&context, &container, &name, &errand).await;
+            errand.tell(End { container, failed });
+            drop(turn);
+        });
+    }
+}
+
+/// Returns whether that has failed.
+async fn park(context: &Arc<Context>, container: &str, name: &str, errand: &Errand) -> bool {
+    let Some((cause, deadline)) = errand.occasion(context) else { return false };
+    info!(container = name, "no host will do in time: the container is parked");
+    match parking::park(context, container, deadline, &cause).await {
+        Ok(Outcome::Moved) => false,
+        Ok(Outcome::Aborted) => true,
+        Err(failure) => {
+            warn!(container = name, error = chain(&failure), "the container cannot be parked");
+            true
+        }
+    }
+}
+
 /// Waits until no migration has the container, but not longer than `limit`.
 pub async fn until_free(context: &Arc<Context>, container: &str, limit: Duration) {
     // Whoever begins one claims it again, and tells if it could not.
@@ -187,6 +235,14 @@ impl Errand {
         }
     }
 
+    /// Tells whoever waits for the end.
+    fn tell(&self, end: End) {
+        if let Self::Noticed { ends, .. } = self {
+            // Whoever does not listen any more is at an end himself.
+            let _ = ends.send(end);
+        }
+    }
+
     /// Whether every host that would do is tried. Without haste only the first, because there is time for somebody to look at what went
     /// wrong.
     fn insists(&self) -> bool {
@@ -210,10 +266,7 @@ impl Mover {
     async fn go(self, moving: Moving) {
         let failed = self.run().await;
         drop(moving);
-        if let Errand::Noticed { ends, .. } = &self.errand {
-            // Whoever does not listen any more is at an end himself.
-            let _ = ends.send(End { container: self.step.container.clone(), failed });
-        }
+        self.errand.tell(End { container: self.step.container.clone(), failed });
     }
 
     /// Tries the plan's hosts in their order until one has the container; returns whether that has failed.

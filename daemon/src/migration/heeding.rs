@@ -15,7 +15,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::evacuation::{End, Errand, Planned, Question, begin_for, plan};
+use super::evacuation::{End, Errand, Planned, Question, begin_for, park_for, plan};
 use super::message::Request;
 use super::notices::{Failures, Heard, Leave, Manner, Notices, Stance};
 use super::track::unpanicked;
@@ -287,9 +287,13 @@ async fn try_look(
         return Ok(Found::Nothing);
     }
     let budget = leave.by.map(|by| Duration::try_from(by.duration_since(Timestamp::now())).unwrap_or_default());
-    let planned = plan(context, &Question { budget, except, ..Question::default() }).await?;
-    let notice = leave.notice.clone();
-    let accepted = begin_for(context, planned, &Errand::Noticed { leave, ends }, &turns);
+    let mut planned = plan(context, &Question { budget, except, ..Question::default() }).await?;
+    let (notice, is_certain) = (leave.notice.clone(), leave.certain);
+    let errand = Errand::Noticed { leave, ends };
+    if is_certain {
+        park_for(context, &mut planned, &errand, &turns);
+    }
+    let accepted = begin_for(context, planned, &errand, &turns);
     if !accepted.migrations.is_empty() {
         info!(notice, migrations = ?accepted.migrations, "the evacuation has begun");
     }

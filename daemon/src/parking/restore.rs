@@ -155,13 +155,8 @@ async fn suit(
     // It may be the very host that has parked it.
     let source = spothop_policy::Source { name: place.url().to_owned(), ..details.source.clone() };
     let host = Host { name: context.config.host.name.clone(), state: HostState::Reachable(facts) };
-    let request = Request {
-        source,
-        containers: vec![container],
-        hosts: vec![host],
-        concurrency: 1,
-        ..Request::default()
-    };
+    let request =
+        Request { source, containers: vec![container], hosts: vec![host], concurrency: 1, ..Request::default() };
     match spothop_policy::plan(&request).stays.first() {
         Some(stay) => {
             let (url, reasons) = (place.url().to_owned(), stay.reasons().join("; "));
