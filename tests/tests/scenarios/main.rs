@@ -82,6 +82,7 @@ fn main() -> ExitCode {
         notices::a_notice_that_is_withdrawn_stops_what_is_not_frozen_and_the_container_runs_on,
         notices::several_notices_are_one_evacuation,
         notices::a_container_without_a_target_is_moved_when_a_host_appears_before_the_deadline,
+        notices::a_message_in_a_queue_evacuates_the_host_that_it_is_about_and_no_other,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,
