@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde_json::Value;
+use serde_json::{Value, json};
 use spothop_tests::events::{Events, Kind};
 use spothop_tests::imds::Action;
 use spothop_tests::imds::ahead::{Document, lifecycle, rebalance};
+use spothop_tests::moto::{ACCOUNT, REGION};
 
 use crate::post_copy::{Client, Slow, writer};
+use crate::provider::cloud_over;
 use crate::scene::{HOSTS, Scene};
 
 /// What the writer writes a second, in MiB: half of what the slow link takes, so that its rounds go on for seconds.
@@ -165,4 +167,36 @@ pub(crate) fn a_container_without_a_target_is_moved_when_a_host_appears_before_t
         assert_eq!(scene.inspect("b", name)["State"]["Running"], true);
     }
     calm(scene);
+}
+
+/// What EventBridge puts into a queue when an instance is interrupted.
+fn interruption(instance: &str) -> String {
+    json!({
+        "version": "0", "id": "7bf73129-1428-4cd3-a780-95db273d1602",
+        "detail-type": "EC2 Spot Instance Interruption Warning", "source": "aws.ec2", "account": ACCOUNT,
+        "time": Timestamp::now().to_string(), "region": REGION, "resources": [],
+        "detail": { "instance-id": instance, "instance-action": "terminate" },
+    })
+    .to_string()
+}
+
+pub(crate) fn a_message_in_a_queue_evacuates_the_host_that_it_is_about_and_no_other(_: &Scene) {
+    let scene = Scene::up("e2e-queue");
+    let (moto, [ours, theirs]) = cloud_over(&scene);
+    let queue = moto.make_queue("notices").expect("a queue");
+    scene.sh("a", &format!("printf '\\n[notice.sqs]\\nqueue_url = \"{queue}\"\\n' >> /etc/spothop/config.toml"));
+    scene.restart_daemon("a");
+    scene.run("a", "q1", "--network=lan --ip=172.30.0.58 python", &["sleep", "1000"]);
+    let mut events = Events::follow(&scene, "a").expect("a stream of events");
+    moto.send(&queue, &interruption(&theirs)).expect("a message");
+    moto.send(&queue, &interruption(&ours)).expect("a message");
+
+    assert_eq!(end(&mut events), ("moved".to_owned(), None));
+
+    let status = scene.spothop("a", &["status"]).json;
+    assert_eq!(status["notices"].as_array().map(Vec::len), Some(1), "{status:#}");
+    assert_eq!(status["notices"][0]["id"], format!("aws:{ours}:terminate"));
+    // The other one's is there for it; while it is looked at, nobody else has it.
+    let left = std::iter::from_fn(|| moto.count(&queue).ok()).take(20).find(|count| count == "1 0");
+    assert!(left.is_some(), "{:?}", moto.count(&queue));
 }

@@ -23,8 +23,10 @@ pub(crate) fn cloud_over(scene: &Scene) -> (Moto, [String; 2]) {
     let ids = HOSTS.map(|host| {
         let id = moto.run_instance().expect("an instance");
         scene.identify(host, &id).expect("a metadata service");
-        let variables =
-            format!("AWS_ENDPOINT_URL={} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret", moto.endpoint());
+        let variables = format!(
+            "AWS_ENDPOINT_URL={} AWS_REGION={REGION} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret",
+            moto.endpoint()
+        );
         scene.sh(
             host,
             &format!("mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/cloud.conf"),
