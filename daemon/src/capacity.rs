@@ -1,6 +1,6 @@
 //! What this host can do and what room it has: its own truth, told to peers that ask.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -81,6 +81,9 @@ impl Capacity {
             kernel: version(self.features.kernel),
             criu: self.features.criu.map(version).unwrap_or_default(),
             protocol: protocol(),
+            zone: None,
+            pool: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -146,6 +149,7 @@ impl Capacity {
             cpu: self.check_cpu(probe.cpuinfo.as_deref()).await,
             under_notice,
             declines: (!declines.is_empty()).then(|| declines.join("; ")),
+            ..Facts::default()
         })
     }
 

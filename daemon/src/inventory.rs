@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use crate::migration::message::{Answer, Probe, Request};
 use crate::migration::{Context, Error, chain, unpanicked};
-use crate::orchestrator::{Container, Image, Mode, Network};
+use crate::orchestrator::{Container, Image, Mode, Network, SharedMount};
 
 /// A host that does not answer within this time is of no use in an emergency of 120 seconds.
 const PROBE: Duration = Duration::from_secs(5);
@@ -84,6 +84,9 @@ impl Candidate {
             identity,
             networks: self.networks.clone(),
             obstacles: self.obstacles.clone(),
+            labels: self.container.labels.clone(),
+            cpu_milli: 0,
+            mounts: self.container.recipe.shared_mounts.iter().map(SharedMount::name).collect(),
         }
     }
 }

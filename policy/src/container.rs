@@ -1,6 +1,11 @@
 //! What the planner knows about a container.
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+
+use crate::labels;
 
 /// What becomes of the container's address when it moves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,7 +35,7 @@ pub struct Network {
 }
 
 /// A running container on the source host.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Container {
     /// The engine's id. Unique within a request.
@@ -57,4 +62,37 @@ pub struct Container {
     pub networks: Vec<Network>,
     /// Why this container cannot be migrated to any host at all, each a text for the operator. Empty: it can be.
     pub obstacles: Vec<String>,
+    /// Its labels, those of its image included. Those that the planner reads are the constants of [`labels`](crate::labels).
+    pub labels: BTreeMap<String, String>,
+    /// Processor time that it uses, in thousandths of a processor, on average since it began. 0: nobody has looked.
+    pub cpu_milli: u64,
+    /// Mounts that the target must have already: directories by their path on the host, volumes by their name.
+    pub mounts: Vec<String>,
+}
+
+/// Without the values of its labels: there may be passwords among them.
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("priority", &self.priority)
+            .field("memory_bytes", &self.memory_bytes)
+            .field("staging_bytes", &self.staging_bytes)
+            .field("disk_bytes", &self.disk_bytes)
+            .field("image", &self.image)
+            .field("identity", &self.identity)
+            .field("obstacles", &self.obstacles)
+            .field("labels", &self.labels.keys().collect::<Vec<_>>())
+            .field("cpu_milli", &self.cpu_milli)
+            .field("mounts", &self.mounts)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Container {
+    /// Groups of which no two containers may be on one host, from the label `io.spothop.group`.
+    pub fn groups(&self) -> impl Iterator<Item = &str> {
+        labels::words(self.labels.get(labels::GROUP))
+    }
 }

@@ -1,5 +1,7 @@
 //! What the planner knows about the hosts: the source and the possible targets.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::container::Network;
@@ -16,6 +18,16 @@ pub struct Source {
     pub criu: Version,
     /// Protocol versions it speaks.
     pub protocol: ProtocolRange,
+    /// The zone it is in, in the cloud's own words (`eu-west-1a`). `None`: nobody has said.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// The spot pool it is of: machines that a cloud takes back together, such as an instance type in a zone (`c7i.large/eu-west-1a`).
+    /// `None`: it is of none, or nobody has said.
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// What the operator says of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A host of the inventory. Names are unique within a request.
@@ -41,7 +53,9 @@ pub enum HostState {
 }
 
 /// What a reachable host said about itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Hosts of an earlier version say less: what they leave out is its default, which speaks neither for nor against them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// In the engine's own words (`amd64`, `arm64`).
     pub architecture: String,
@@ -70,6 +84,44 @@ pub struct Facts {
     pub under_notice: Option<String>,
     /// Set when the host takes no containers at present: why, for the operator (drained, runtime not registered, …).
     pub declines: Option<String>,
+    /// The zone it is in, in the cloud's own words (`eu-west-1a`). `None`: nobody has said.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// The spot pool it is of, as [`Source::pool`].
+    #[serde(default)]
+    pub pool: Option<String>,
+    /// What its operator says of it (`[host] labels`).
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Processors. 0: nobody has said.
+    #[serde(default)]
+    pub cpus: u32,
+    /// Load average of the last minute, in thousandths (`/proc/loadavg`; 1,500 is a processor and a half).
+    #[serde(default)]
+    pub load_milli: u64,
+    /// What it costs, in millionths of a dollar an hour. `None`: nobody has said.
+    #[serde(default)]
+    pub price_micros: Option<u64>,
+    /// Whether the cloud may take it away at any time. `None`: nobody has said.
+    #[serde(default)]
+    pub spot: Option<bool>,
+    /// How likely the cloud is to have machines of its kind in its zone, from 1 to 10, as EC2's spot placement score. `None`: nobody
+    /// has said.
+    #[serde(default)]
+    pub placement_score: Option<u8>,
+    /// Interruption notices it had within the last 24 hours, those that were withdrawn included.
+    #[serde(default)]
+    pub notices_last_day: u32,
+    /// Names of the containers that run there, for `io.spothop.avoid-with`.
+    #[serde(default)]
+    pub runs: Vec<String>,
+    /// Groups ([`Container::groups`](crate::Container::groups)) of the containers that run there, or are about to.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// Which of the shared mounts that it was asked about it has, as [`Container::mounts`](crate::Container::mounts) names them. `None`:
+    /// it was not asked, or is of an earlier version; it then finds out when it makes the container.
+    #[serde(default)]
+    pub mounts: Option<Vec<String>>,
 }
 
 impl Facts {

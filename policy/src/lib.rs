@@ -16,6 +16,7 @@ mod constraints;
 mod container;
 mod estimates;
 mod host;
+pub mod labels;
 mod placement;
 mod plan;
 pub mod post_copy;

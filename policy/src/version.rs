@@ -74,7 +74,7 @@ impl From<Version> for String {
 }
 
 /// The versions of the transfer protocol that a host speaks, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProtocolRange {
     /// Oldest version spoken.
     pub min: u32,

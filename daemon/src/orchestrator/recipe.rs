@@ -110,6 +110,14 @@ pub struct SharedMount {
     pub volume: Option<String>,
 }
 
+impl SharedMount {
+    /// By what another host is asked whether it has it: the volume's name, or the directory's path.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.volume.clone().unwrap_or_else(|| self.source.to_string_lossy().into_owned())
+    }
+}
+
 /// What an engine does when a container's process ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestartPolicy {

@@ -1,5 +1,7 @@
 //! Hosts and containers that tests start from; each changes what it is about.
 
+use std::collections::BTreeMap;
+
 use spothop_policy::{
     Container, CpuVerdict, Estimates, Facts, Host, HostState, Network, ProtocolRange, Request, Source, Version,
 };
@@ -13,6 +15,9 @@ pub(crate) fn source() -> Source {
         kernel: Version::new(6, 1, 140),
         criu: Version::new(4, 2, 1),
         protocol: ProtocolRange { min: 1, max: 2 },
+        zone: None,
+        pool: None,
+        labels: BTreeMap::new(),
     }
 }
 
@@ -28,8 +33,7 @@ pub(crate) fn facts() -> Facts {
         networks: vec![bridge()],
         images: vec!["sha256:redis".to_owned()],
         cpu: CpuVerdict::Compatible,
-        under_notice: None,
-        declines: None,
+        ..Facts::default()
     }
 }
 

@@ -74,8 +74,7 @@ fn reachable() -> HostView {
             networks: vec![],
             images: vec![],
             cpu: CpuVerdict::Compatible,
-            under_notice: None,
-            declines: None,
+            ..Facts::default()
         }),
     }
 }
