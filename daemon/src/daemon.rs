@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -18,11 +18,12 @@ use tracing::{info, warn};
 use crate::api;
 use crate::capacity::Capacity;
 use crate::config::Config;
+use crate::inventory::{self, HttpError, Inventory};
 use crate::journal::{self, Journal, JournalError};
 use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, evacuation, peers, unpanicked};
 use crate::notice::aws::{AwsOptions, AwsSource};
 use crate::notice::{NoticeSource as _, aws::AwsSourceError};
-use crate::orchestrator::{self, Docker};
+use crate::orchestrator::{self, Docker, Orchestrator as _};
 use crate::provider::Providers;
 
 /// systemd makes it (`StateDirectory=`).
@@ -65,6 +66,9 @@ pub enum DaemonError {
     /// The source of notices.
     #[error(transparent)]
     Notice(#[from] AwsSourceError),
+    /// A source of hosts.
+    #[error("a source of hosts cannot be used")]
+    Inventory(#[from] HttpError),
     /// What was left unfinished.
     #[error("cannot take up unfinished migrations")]
     Recover(#[source] migration::Error),
@@ -98,11 +102,11 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
         signal(SignalKind::interrupt()).map_err(|source| DaemonError::System { action: "wait for SIGINT", source })?;
     let hangup =
         signal(SignalKind::hangup()).map_err(|source| DaemonError::System { action: "wait for SIGHUP", source })?;
-    let peers = context.config.peers.iter().map(|peer| peer.name.clone()).collect();
-    let options = Options { peers: Some(peers), ..Options::default() };
+    let options = Options { peers: Some(context.inventory.admitted()), ..Options::default() };
     let listener = Listener::bind_with(&context.config.host.listen.to_string(), &context.credentials, options)
         .await
         .map_err(DaemonError::Listen)?;
+    inventory::watch(&context.config, &context.inventory).await?;
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context)?;
@@ -110,7 +114,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());
     tokio::spawn(renew(context.credentials.clone(), hangup));
-    info!(host = context.config.host.name, peers = context.config.peers.len(), "ready");
+    info!(host = context.config.host.name, peers = context.inventory.entries().len(), "ready");
     tokio::select! {
         ended = control => ended.map_err(|source| DaemonError::Control { path: socket.to_owned(), source })?,
         _ = stop.recv() => {}
@@ -149,9 +153,12 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let journal_path = PathBuf::from(journal::DEFAULT_PATH);
     let journal = Arc::new(Journal::open(&journal_path)?);
     let engine = Arc::new(Docker::connect(&config.docker.socket).await?);
-    let (criu, reserve, scratch) = (config.criu.clone(), config.limits.memory_reserve, runtime.clone());
-    let probe = spawn_blocking(move || Capacity::probe(&criu.criu, &criu.runc, &scratch, reserve));
+    let (settings, scratch, data) = (config.clone(), runtime.clone(), engine.describe().await?.data_directory);
+    let zone = Arc::new(OnceLock::new());
+    let told = Arc::clone(&zone);
+    let probe = spawn_blocking(move || Capacity::probe(&settings, &scratch, data, told));
     let capacity = unpanicked(probe.await);
+    let inventory = Arc::new(Inventory::open(&config, Some(state.join("inventory.json"))));
     let (memory, features, scratch) = (config.memory, capacity.features().clone(), runtime.clone());
     let ways = unpanicked(spawn_blocking(move || Ways::probe(&memory, &features, &scratch)).await);
     for missing in capacity.features().missing() {
@@ -168,6 +175,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         credentials,
         events: Events::default(),
         capacity,
+        inventory,
+        zone,
         ways,
         runtime,
         state,
@@ -191,7 +200,7 @@ fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
             poll_interval: aws.poll_interval,
             ..AwsOptions::default()
         })?
-        .telling(Arc::clone(&context.instance));
+        .telling(Arc::clone(&context.instance), Arc::clone(&context.zone));
         tokio::spawn(Box::new(source).run(sender));
     }
     tokio::spawn(evacuation::heed(Arc::clone(context), events));

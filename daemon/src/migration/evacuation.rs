@@ -44,7 +44,7 @@ pub struct Planned {
 /// # Errors
 /// The engine's; no such container; no such peer.
 pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned, Error> {
-    if let Some(peer) = question.to.as_ref().filter(|name| context.config.peer(name).is_none()) {
+    if let Some(peer) = question.to.as_ref().filter(|name| !context.inventory.has(name)) {
         return Err(Error::UnknownPeer { peer: peer.clone() });
     }
     let asked_at = Timestamp::now();
@@ -84,6 +84,7 @@ pub fn begin(context: &Arc<Context>, mut planned: Planned, cause: &str) -> Accep
             context: Arc::clone(context),
             id: Uuid::now_v7().to_string(),
             memory_bytes: candidate.memory_bytes,
+            disk_bytes: candidate.disk_bytes,
             step: step.clone(),
             estimates: Arc::clone(&planned.estimates),
             cause: cause.to_owned(),
@@ -165,6 +166,7 @@ struct Mover {
     context: Arc<Context>,
     id: String,
     memory_bytes: u64,
+    disk_bytes: u64,
     step: Move,
     estimates: Arc<Estimates>,
     cause: String,
@@ -192,6 +194,7 @@ impl Mover {
                 init_pid: i32::try_from(container.init_pid).unwrap_or(i32::MAX),
                 container,
                 memory_bytes: self.memory_bytes,
+                disk_bytes: self.disk_bytes,
                 target: host.host.clone(),
                 predicted: host.predicted,
                 bytes_per_second: self.estimates.rates(&host.host).bytes_per_second,

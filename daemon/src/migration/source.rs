@@ -27,6 +27,7 @@ use super::target::tcp_mode;
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace};
 use crate::api::Outcome;
+use crate::capacity::Promise;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
@@ -58,6 +59,8 @@ pub struct Job {
     pub init_pid: i32,
     /// Memory of its tasks, in bytes.
     pub memory_bytes: u64,
+    /// Its writable layer and its volumes, in bytes.
+    pub disk_bytes: u64,
     /// Where to.
     pub target: String,
     /// How long it is predicted to take.
@@ -147,7 +150,14 @@ impl Source<'_> {
         self.reserve(&mut target).await?;
         // Where CRIU dumps the memory, its images lie here too, beside the container, until the target has them.
         let images = if self.memory.is_paged() { 0 } else { self.memory_bytes };
-        let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), images)?;
+        let _room = self.context.capacity.room.reserve(Promise {
+            migration: format!("{} at its source", self.job.id),
+            memory: images,
+            disk: 0,
+            images: self.workspace.images(),
+            // Nobody renews it: it goes with this attempt, and no attempt may take longer.
+            patience: time_to_commit(self.context, self.job.deadline),
+        })?;
         self.track.enter(Phase::Reserved).await?;
         self.send_image(&mut target).await?;
         target.order(&Request::Create, "making the container", STEP).await?;
@@ -209,6 +219,7 @@ impl Source<'_> {
             deadline: self.job.deadline,
             recipe: self.job.container.recipe.clone(),
             memory_bytes: self.memory_bytes,
+            disk_bytes: self.job.disk_bytes,
             paged: self.memory.is_paged(),
             descriptors: self.runtime_state().await?.descriptors,
             post_copy: may_follow,
