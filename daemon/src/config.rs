@@ -17,11 +17,13 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
+pub mod capacity;
 pub mod inventory;
 pub mod memory;
 mod notice;
 pub mod units;
 
+pub use capacity::Capacity;
 pub use inventory::Inventory;
 pub use memory::Memory;
 pub use notice::{AwsNotice, Notice};
@@ -42,6 +44,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// Where other hosts are known from.
     pub inventory: Inventory,
+    /// What is launched when no host has room.
+    pub capacity: Capacity,
     /// Certificates.
     pub tls: Tls,
     /// Where interruption notices come from.
@@ -345,6 +349,7 @@ struct File {
     host: HostTable,
     peers: Vec<PeerTable>,
     inventory: Inventory,
+    capacity: Capacity,
     tls: Tls,
     notice: Notice,
     provider: Provider,
@@ -488,6 +493,7 @@ impl File {
                 .map(|peer| Peer { name: peer.name.into_inner(), address: peer.address })
                 .collect(),
             inventory: self.inventory,
+            capacity: self.capacity,
             tls: self.tls,
             notice: self.notice,
             provider: self.provider,

@@ -17,6 +17,8 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::capacity::Capacity;
+#[cfg(feature = "aws")]
+use crate::capacity::launch::Launcher;
 use crate::config::Config;
 use crate::inventory::{self, HttpError, Inventory};
 use crate::journal::{self, Journal, JournalError};
@@ -167,6 +169,20 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let program =
         std::env::current_exe().map_err(|source| DaemonError::System { action: "find this very program", source })?;
     let providers = Providers::new(&config.provider).await;
+    #[cfg(feature = "aws")]
+    let launcher = match &config.capacity.ec2 {
+        Some(ec2) => {
+            let api = spothop_aws::Ec2::new(spothop_aws::Access::Environment).await;
+            Some(Arc::new(Launcher::new(api, ec2.clone(), &config.host.name)))
+        }
+        None => None,
+    };
+    #[cfg(not(feature = "aws"))]
+    if config.capacity.ec2.is_some() {
+        warn!(
+            "[capacity.ec2] is without effect: this program was built without Amazon EC2's API (cargo feature `aws`)"
+        );
+    }
     Ok(Context {
         config,
         journal,
@@ -175,6 +191,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         credentials,
         events: Events::default(),
         capacity,
+        #[cfg(feature = "aws")]
+        launcher,
         inventory,
         zone,
         ways,

@@ -4,8 +4,10 @@
 //! often, nor stand in the way of whoever builds the daemon without it. It knows nothing of migrations; what an answer means for
 //! them is said in the daemon's `provider`.
 //!
-//! Calls, all of which only read:
+//! Calls:
 //! - `DescribeInstances` with one id or by a tag, which needs the permission `ec2:DescribeInstances`;
+//! - `CreateFleet`, which launches instances and needs `ec2:CreateFleet`, `ec2:RunInstances` and `ec2:CreateTags`, and
+//!   `iam:PassRole` for a template with a role;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
 //! Credentials, profiles and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
@@ -13,6 +15,7 @@
 //! stands between is one more that could answer for EC2.
 
 mod error;
+mod fleet;
 mod tags;
 #[cfg(test)]
 mod tests;
@@ -34,6 +37,7 @@ use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 use tokio::time::timeout;
 
 pub use error::Error;
+pub use fleet::{FleetError, Launched, Market, Order};
 pub use tags::Tagged;
 
 /// Time that one question may take, with credentials, connection and retries.

@@ -2,6 +2,8 @@
 //! enough.
 
 mod facts;
+#[cfg(feature = "aws")]
+pub mod launch;
 pub mod room;
 
 use std::collections::BTreeMap;

@@ -251,3 +251,20 @@ fn sources_of_hosts_have_defaults_and_limits() {
         assert!(text.contains("is not a tag; write KEY=VALUE"), "{text}");
     }
 }
+
+#[test]
+fn a_budget_is_needed_to_launch_anything_and_money_is_exact() {
+    let table = |more: &str| {
+        format!("[capacity.ec2]\nregion = \"r\"\ntemplate = \"t\"\nroom = \"4GiB\"\nmax_instances = 2\n{more}\n")
+    };
+    assert_eq!(parse("").unwrap().capacity.ec2, None);
+    let ec2 = parse(&table("max_price = \"1.25\"")).unwrap().capacity.ec2.unwrap();
+    assert_eq!((ec2.max_price, ec2.max_instances, ec2.room), (1_250_000, 2, 4 << 30));
+    assert_eq!((ec2.version.as_str(), ec2.market), ("$Default", capacity::Market::SpotThenOnDemand));
+    assert!(ec2.types.is_empty() && ec2.zones.is_empty());
+    assert!(message(&table("")).contains("missing field `max_price`"));
+    for price in ["", "0", "0.0", "-1", "1,25", "1.2345678", "1.25 USD", "99999999999999999999"] {
+        let text = message(&table(&format!("max_price = {price:?}")));
+        assert!(text.contains("is not a price; write dollars an hour"), "{text}");
+    }
+}

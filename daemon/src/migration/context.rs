@@ -35,6 +35,9 @@ pub struct Context {
     pub events: Events,
     /// What this host can do and what room it has.
     pub capacity: Capacity,
+    /// Launches hosts when none of the inventory has room, if the configuration allows it.
+    #[cfg(feature = "aws")]
+    pub launcher: Option<Arc<crate::capacity::launch::Launcher>>,
     /// The other hosts.
     pub inventory: Arc<Inventory>,
     /// The ways in which memory can leave and come.

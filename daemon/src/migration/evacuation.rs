@@ -39,6 +39,21 @@ pub struct Planned {
     deadline: Option<Timestamp>,
 }
 
+impl Planned {
+    /// Has hosts launched for what stays for want of room alone, beside everything else. They come into the inventory when they are up.
+    #[cfg_attr(not(feature = "aws"), expect(unused_variables, reason = "without a cloud's API nothing is launched"))]
+    pub fn ask_for_hosts(&self, context: &Context, notice: &str) {
+        #[cfg(feature = "aws")]
+        if let Some(launcher) = context.launcher.clone() {
+            let left = crate::capacity::launch::without_room(&self.plan);
+            let sizes: Vec<u64> =
+                left.iter().filter_map(|id| self.candidates.get(*id)).map(|left| left.memory_bytes).collect();
+            let notice = notice.to_owned();
+            tokio::spawn(async move { launcher.help(&notice, &sizes).await });
+        }
+    }
+}
+
 /// Looks at containers and hosts, and asks the planner.
 ///
 /// # Errors
@@ -155,6 +170,7 @@ async fn evacuate(context: Arc<Context>, notice: Notice) {
     let question = Question { budget: notice.lead_time(Timestamp::now()), ..Question::default() };
     match plan(&context, &question).await {
         Ok(planned) => {
+            planned.ask_for_hosts(&context, &notice.id);
             let accepted = begin(&context, planned, &notice.id);
             info!(notice = notice.id, migrations = ?accepted.migrations, "the evacuation has begun");
         }
