@@ -17,12 +17,16 @@ use std::{
 use serde::{Deserialize, Deserializer, Serialize, de};
 use toml::Spanned;
 
+pub mod capacity;
+pub mod inventory;
 pub mod memory;
 mod notice;
 mod parking;
 mod policy;
 pub mod units;
 
+pub use capacity::Capacity;
+pub use inventory::Inventory;
 pub use memory::Memory;
 pub use notice::{
     AwsNotice, AzureNotice, CloudChoice, GcpNotice, Likely, Notice, Others, Reclaim, Shutdown, SpotNotice, SqsNotice,
@@ -42,8 +46,12 @@ pub const DEFAULT_PORT: u16 = 7077;
 pub struct Config {
     /// Who this host is, and where it listens.
     pub host: Host,
-    /// The hosts that containers may move to, in the file's order; names are unique and none is this host's.
+    /// The hosts that containers may move to whatever [`Config::inventory`] says besides, in the file's order; names are unique and none is this host's.
     pub peers: Vec<Peer>,
+    /// Where other hosts are known from.
+    pub inventory: Inventory,
+    /// What is launched when no host has room.
+    pub capacity: Capacity,
     /// Certificates.
     pub tls: Tls,
     /// Where interruption notices come from.
@@ -76,6 +84,10 @@ pub struct Host {
     /// The address that peers should use for this host, where it differs from what they would see (NAT, several
     /// interfaces). Default: none.
     pub advertise: Option<Address>,
+    /// The zone that this host is in, in its cloud's words (`eu-west-1a`). Default: what the metadata service says, if there is one.
+    pub zone: Option<String>,
+    /// What the operator says of this host, as keys and values, for whoever chooses a target. Default: nothing.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One `[[peers]]` entry.
@@ -221,6 +233,12 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(socket: SocketAddr) -> Self {
+        Self { host: socket.ip().to_string(), port: socket.port() }
     }
 }
 
@@ -385,6 +403,8 @@ pub enum ConfigError {
 struct File {
     host: HostTable,
     peers: Vec<PeerTable>,
+    inventory: Inventory,
+    capacity: Capacity,
     tls: Tls,
     notice: Notice,
     provider: Provider,
@@ -403,6 +423,8 @@ struct HostTable {
     name: Option<Spanned<String>>,
     listen: Option<SocketAddr>,
     advertise: Option<Address>,
+    zone: Option<String>,
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -429,7 +451,7 @@ fn from_one_to_64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D
 }
 
 /// A DNS name: labels of letters, digits and inner hyphens (and underscores, which container hosts do have).
-fn is_host_name(name: &str) -> bool {
+pub(crate) fn is_host_name(name: &str) -> bool {
     let label_ok = |label: &str| {
         (1..=63).contains(&label.len())
             && !label.starts_with('-')
@@ -524,12 +546,16 @@ impl File {
                 name: own_name,
                 listen: self.host.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
                 advertise: self.host.advertise,
+                zone: self.host.zone,
+                labels: self.host.labels,
             },
             peers: self
                 .peers
                 .into_iter()
                 .map(|peer| Peer { name: peer.name.into_inner(), address: peer.address })
                 .collect(),
+            inventory: self.inventory,
+            capacity: self.capacity,
             tls: self.tls,
             notice: self.notice,
             provider: self.provider,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -17,14 +17,17 @@ use tracing::{info, warn};
 
 use crate::api;
 use crate::capacity::Capacity;
+#[cfg(feature = "aws")]
+use crate::capacity::launch::Launcher;
 use crate::config::Config;
+use crate::inventory::{self, HttpError, Inventory};
 use crate::journal::{self, Journal, JournalError};
 use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, heeding, peers, unpanicked};
-use crate::notice::detect::CloudSource;
+use crate::notice::detect::{CloudSource, Identity};
 #[cfg(feature = "aws")]
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
 use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
-use crate::orchestrator::{self, Docker};
+use crate::orchestrator::{self, Docker, Orchestrator as _};
 use crate::parking;
 use crate::provider::Providers;
 
@@ -81,6 +84,9 @@ pub enum DaemonError {
     #[cfg(not(feature = "aws"))]
     #[error("[notice.sqs] needs a spothop that is built with its feature `aws`; this one is built without it")]
     NoQueues,
+    /// A source of hosts.
+    #[error("a source of hosts cannot be used")]
+    Inventory(#[from] HttpError),
     /// What was left unfinished.
     #[error("cannot take up unfinished migrations")]
     Recover(#[source] migration::Error),
@@ -114,11 +120,11 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
         signal(SignalKind::interrupt()).map_err(|source| DaemonError::System { action: "wait for SIGINT", source })?;
     let hangup =
         signal(SignalKind::hangup()).map_err(|source| DaemonError::System { action: "wait for SIGHUP", source })?;
-    let peers = context.config.peers.iter().map(|peer| peer.name.clone()).collect();
-    let options = Options { peers: Some(peers), ..Options::default() };
+    let options = Options { peers: Some(context.inventory.admitted()), ..Options::default() };
     let listener = Listener::bind_with(&context.config.host.listen.to_string(), &context.credentials, options)
         .await
         .map_err(DaemonError::Listen)?;
+    inventory::watch(&context.config, &context.inventory).await?;
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context).await?;
@@ -127,7 +133,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     tell_systemd(&[NotifyState::Ready]);
     tokio::spawn(feed_watchdog());
     tokio::spawn(renew(context.credentials.clone(), hangup));
-    info!(host = context.config.host.name, peers = context.config.peers.len(), "ready");
+    info!(host = context.config.host.name, peers = context.inventory.entries().len(), "ready");
     tokio::select! {
         ended = control => ended.map_err(|source| DaemonError::Control { path: socket.to_owned(), source })?,
         _ = stop.recv() => {}
@@ -166,9 +172,12 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let journal_path = PathBuf::from(journal::DEFAULT_PATH);
     let journal = Arc::new(Journal::open(&journal_path)?);
     let engine = Arc::new(Docker::connect(&config.docker.socket).await?);
-    let (criu, reserve, scratch) = (config.criu.clone(), config.limits.memory_reserve, runtime.clone());
-    let probe = spawn_blocking(move || Capacity::probe(&criu.criu, &criu.runc, &scratch, reserve));
+    let (settings, scratch, data) = (config.clone(), runtime.clone(), engine.describe().await?.data_directory);
+    let zone = Arc::new(OnceLock::new());
+    let told = Arc::clone(&zone);
+    let probe = spawn_blocking(move || Capacity::probe(&settings, &scratch, data, told));
     let capacity = unpanicked(probe.await);
+    let inventory = Arc::new(Inventory::open(&config, Some(state.join("inventory.json"))));
     let (memory, features, scratch) = (config.memory, capacity.features().clone(), runtime.clone());
     let ways = unpanicked(spawn_blocking(move || Ways::probe(&memory, &features, &scratch)).await);
     for missing in capacity.features().missing() {
@@ -177,6 +186,20 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let program =
         std::env::current_exe().map_err(|source| DaemonError::System { action: "find this very program", source })?;
     let providers = Providers::new(&config.provider).await;
+    #[cfg(feature = "aws")]
+    let launcher = match &config.capacity.ec2 {
+        Some(ec2) => {
+            let api = spothop_aws::Ec2::new(spothop_aws::Access::Environment).await;
+            Some(Arc::new(Launcher::new(api, ec2.clone(), &config.host.name)))
+        }
+        None => None,
+    };
+    #[cfg(not(feature = "aws"))]
+    if config.capacity.ec2.is_some() {
+        warn!(
+            "[capacity.ec2] is without effect: this program was built without Amazon EC2's API (cargo feature `aws`)"
+        );
+    }
     Ok(Context {
         config,
         journal,
@@ -185,6 +208,10 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         credentials,
         events: Events::default(),
         capacity,
+        #[cfg(feature = "aws")]
+        launcher,
+        inventory,
+        zone,
         ways,
         runtime,
         state,
@@ -202,8 +229,9 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
 /// Starts every source of notices, and what heeds them.
 async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let (sender, events) = mpsc::channel(NOTICES);
-    let (config, identity) = (&context.config, Arc::clone(&context.instance));
-    let source = CloudSource::new(&config.notice, identity, &config.host.name)?;
+    let config = &context.config;
+    let identity = Identity { instance: Arc::clone(&context.instance), zone: Arc::clone(&context.zone) };
+    let source = CloudSource::new(&config.notice, &identity, &config.host.name)?;
     let acknowledgers = source.acknowledgers();
     tokio::spawn(Box::new(source).run(sender.clone()));
     if config.notice.sqs.queue_url.is_some() {

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod command;
 pub mod demo;
 mod error;
+pub mod etcd;
 pub mod events;
 pub mod host;
 pub mod image;

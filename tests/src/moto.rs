@@ -31,6 +31,13 @@ ec2 = boto3.client("ec2", region_name=region, endpoint_url=endpoint, aws_access_
 if verb == "run":
     image = ec2.describe_images()["Images"][0]["ImageId"]
     ids = [ec2.run_instances(ImageId=image, MinCount=1, MaxCount=1)["Instances"][0]["InstanceId"]]
+elif verb == "tag":
+    id, *pairs = ids
+    ec2.create_tags(Resources=[id], Tags=[dict(zip(("Key", "Value"), pair.split("=", 1))) for pair in pairs])
+elif verb == "template":
+    image = ec2.describe_images()["Images"][0]["ImageId"]
+    data = {"ImageId": image, "InstanceType": "t3.micro"}
+    ec2.create_launch_template(LaunchTemplateName=ids[0], LaunchTemplateData=data)
 else:
     getattr(ec2, verb + "_instances")(InstanceIds=ids)
 print(*ids)
@@ -138,7 +145,23 @@ impl Moto {
     /// # Errors
     /// [`Error::Command`] with moto's words; so of the others.
     pub fn run_instance(&self) -> Result<String> {
-        self.ec2("run", None)
+        self.ec2("run", &[])
+    }
+
+    /// Gives an instance tags, each as `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn tag(&self, id: &str, tags: &[&str]) -> Result<()> {
+        self.ec2("tag", &[&[id], tags].concat()).map(drop)
+    }
+
+    /// Makes a launch template of this name.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn make_template(&self, name: &str) -> Result<()> {
+        self.ec2("template", &[name]).map(drop)
     }
 
     /// Stops an instance, which then can be started again.
@@ -146,7 +169,7 @@ impl Moto {
     /// # Errors
     /// As for [`Moto::run_instance`].
     pub fn stop(&self, id: &str) -> Result<()> {
-        self.ec2("stop", Some(id)).map(drop)
+        self.ec2("stop", &[id]).map(drop)
     }
 
     /// Terminates an instance.
@@ -154,7 +177,7 @@ impl Moto {
     /// # Errors
     /// As for [`Moto::run_instance`].
     pub fn terminate(&self, id: &str) -> Result<()> {
-        self.ec2("terminate", Some(id)).map(drop)
+        self.ec2("terminate", &[id]).map(drop)
     }
 
     /// Makes a queue of SQS and returns its URL.
@@ -206,8 +229,8 @@ impl Moto {
         self.call(BUCKET, verb, &[bucket])
     }
 
-    fn ec2(&self, verb: &str, id: Option<&str>) -> Result<String> {
-        self.call(VERB, verb, id.as_slice())
+    fn ec2(&self, verb: &str, words: &[&str]) -> Result<String> {
+        self.call(VERB, verb, words)
     }
 
     fn call(&self, program: &str, verb: &str, words: &[&str]) -> Result<String> {

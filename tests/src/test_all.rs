@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::base;
 use crate::error::Result;
+use crate::etcd;
 use crate::machine::{self, cargo};
 use crate::moto;
 use crate::older_kernel;
@@ -22,7 +23,7 @@ const STAGES: &[Stage] = &[
             "--workspace",
             "--all-targets",
             // What is built for fuzz/ alone, too: that is no member of the workspace.
-            "--features=spothop-tests/e2e,spothop-aws/e2e,spothop/fuzzing,spothop-criu/fuzzing,spothop-transfer/fuzzing",
+            "--features=spothop-tests/e2e,spothop-aws/e2e,spothop/e2e,spothop/fuzzing,spothop-criu/fuzzing,spothop-transfer/fuzzing",
             "--",
             "--deny=warnings",
         ])
@@ -30,7 +31,16 @@ const STAGES: &[Stage] = &[
     ("unit tests", || cargo(["test", "--release", "--workspace"])),
     ("older kernel", || older_kernel::run(&["--release", "--workspace"])),
     // The whole workspace is named so that the SDK is the one that the other stages have built.
-    ("cloud tests", || cargo(["test", "--release", "--workspace", "--features=spothop-aws/e2e", "--test=moto"])),
+    ("cloud tests", || {
+        cargo([
+            "test",
+            "--release",
+            "--workspace",
+            "--features=spothop-aws/e2e,spothop/e2e",
+            "--test=moto",
+            "--test=etcd",
+        ])
+    }),
     ("build", || cargo(["build", "--release", "--workspace", "--bins"])),
     ("end-to-end tests", || {
         cargo([
@@ -78,6 +88,7 @@ fn set_up() -> Result<()> {
     let say = |line: &str| eprintln!("{line}");
     machine::prepare(&say)?;
     moto::ensure(&say)?;
+    etcd::ensure(&say)?;
     older_kernel::prepare(&say)?;
     base::ensure(&say).map(drop)
 }

@@ -1,11 +1,13 @@
-//! What Amazon EC2's API says of an instance, and what a queue of SQS holds, through AWS's own SDK.
+//! What Amazon EC2's API says of instances, and what a queue of SQS holds, through AWS's own SDK.
 //!
 //! A crate of its own because of that SDK: it takes minutes to build, so it must not be rebuilt with anything that changes
 //! often, nor stand in the way of whoever builds the daemon without it. It knows nothing of migrations; what an answer means for
 //! them is said in the daemon's `provider`.
 //!
-//! Two calls to EC2 and STS, both of which only read (for the queue's see [`Queue`]):
-//! - `DescribeInstances` with one id, which needs the permission `ec2:DescribeInstances`;
+//! Calls (for the queue's see [`Queue`]):
+//! - `DescribeInstances` with one id or by a tag, which needs the permission `ec2:DescribeInstances`;
+//! - `CreateFleet`, which launches instances and needs `ec2:CreateFleet`, `ec2:RunInstances` and `ec2:CreateTags`, and
+//!   `iam:PassRole` for a template with a role;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
 //! Credentials, profiles and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
@@ -13,7 +15,9 @@
 //! stands between is one more that could answer for EC2.
 
 mod error;
+mod fleet;
 mod sqs;
+mod tags;
 #[cfg(test)]
 mod tests;
 
@@ -28,13 +32,15 @@ use aws_config::{BehaviorVersion, ConfigLoader, Region, SdkConfig};
 use aws_sdk_ec2::config::{Credentials, SharedHttpClient};
 use aws_sdk_ec2::error::ProvideErrorMetadata;
 use aws_sdk_ec2::operation::describe_instances::DescribeInstancesOutput;
-use aws_sdk_ec2::types::InstanceStateName;
+use aws_sdk_ec2::types::{Instance, InstanceStateName};
 use aws_smithy_http_client::Builder as HttpClient;
 use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 use tokio::time::timeout;
 
 pub use error::Error;
+pub use fleet::{FleetError, Launched, Market, Order};
 pub use sqs::{Message, Queue};
+pub use tags::Tagged;
 
 /// Time that one question may take, with credentials, connection and retries.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -109,14 +115,18 @@ impl Ec2 {
     /// # Errors
     /// Everything that keeps EC2 from saying it.
     pub async fn instance_state(&self, region: &str, id: &str) -> Result<Option<InstanceState>, Error> {
-        let config = aws_sdk_ec2::config::Builder::from(&self.config).region(Region::new(region.to_owned())).build();
-        let ec2 = aws_sdk_ec2::Client::from_conf(config);
+        let ec2 = self.client(region);
         match timeout(self.limit, ec2.describe_instances().instance_ids(id).send()).await {
             Err(_) => Err(Error::TimedOut { limit: self.limit }),
             Ok(Ok(answer)) => read(&answer, id).map(Some),
             Ok(Err(error)) if error.code() == Some(NOT_FOUND) => Ok(None),
             Ok(Err(error)) => Err(Error::of("ec2:DescribeInstances", self.limit, error)),
         }
+    }
+
+    fn client(&self, region: &str) -> aws_sdk_ec2::Client {
+        let config = aws_sdk_ec2::config::Builder::from(&self.config).region(Region::new(region.to_owned())).build();
+        aws_sdk_ec2::Client::from_conf(config)
     }
 
     /// The twelve digits of the account that these credentials belong to, as STS in this region says.
@@ -179,11 +189,12 @@ fn http() -> SharedHttpClient {
 fn read(answer: &DescribeInstancesOutput, id: &str) -> Result<InstanceState, Error> {
     let mut instances = answer.reservations().iter().flat_map(|reservation| reservation.instances());
     let found = instances.find(|instance| instance.instance_id() == Some(id)).ok_or(Error::LeftOut)?;
-    let name = found
-        .state()
-        .and_then(|state| state.name())
-        .ok_or_else(|| Error::Nonsense { detail: "the instance has no state".to_owned() })?;
-    Ok(match name {
+    state(found).ok_or_else(|| Error::Nonsense { detail: "the instance has no state".to_owned() })
+}
+
+/// An instance's state; none when the answer has none.
+fn state(instance: &Instance) -> Option<InstanceState> {
+    Some(match instance.state()?.name()? {
         InstanceStateName::Pending => InstanceState::Pending,
         InstanceStateName::Running => InstanceState::Running,
         InstanceStateName::Stopping => InstanceState::Stopping,

@@ -171,3 +171,143 @@ async fn the_account_is_that_of_the_credentials() {
     asked.respond_with(xml(200, identity.to_owned())).mount(&server).await;
     assert_eq!(at(&server.uri(), PATIENCE).await.account(REGION).await.unwrap(), "123456789012");
 }
+
+/// An instance in an answer: id, code and name of its state, tags.
+type Shown<'a> = (&'a str, u16, &'a str, &'a [(&'a str, &'a str)]);
+
+fn page(instances: &[Shown<'_>], next: &str) -> ResponseTemplate {
+    let one = |(id, code, name, tags): &Shown<'_>| {
+        let tag = |(key, value): &(&str, &str)| format!("<item><key>{key}</key><value>{value}</value></item>");
+        let tags: String = tags.iter().map(tag).collect();
+        format!(
+            "<item><instanceId>{id}</instanceId><instanceState><code>{code}</code><name>{name}</name></instanceState>\
+             <privateIpAddress>10.0.0.7</privateIpAddress><tagSet>{tags}</tagSet></item>"
+        )
+    };
+    let all: String = instances.iter().map(one).collect();
+    let set = format!("<item><reservationId>r-1</reservationId><instancesSet>{all}</instancesSet></item>");
+    let next = if next.is_empty() { String::new() } else { format!("<nextToken>{next}</nextToken>") };
+    xml(
+        200,
+        format!(
+            "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><reservationSet>{set}</reservationSet>\
+             {next}</DescribeInstancesResponse>"
+        ),
+    )
+}
+
+#[tokio::test]
+async fn tagged_instances_come_in_pages_and_filters_that_lie_are_checked() {
+    let server = MockServer::start().await;
+    let tag: &[_] = &[("cluster", "prod"), ("Name", "x")];
+    let first = page(&[("i-2", 16, "running", tag), ("i-3", 16, "running", &[("cluster", "prod2")])], "more");
+    let second = page(&[("i-1", 48, "terminated", tag), ("i-4", 16, "running", &[])], "");
+    let asked = || Mock::given(method("POST")).and(body_string_contains("Filter.1.Name=tag%3Acluster"));
+    asked().and(body_string_contains("NextToken=more")).respond_with(second).mount(&server).await;
+    asked().respond_with(first).mount(&server).await;
+    let tagged = at(&server.uri(), PATIENCE).await.tagged(REGION, "cluster", "prod").await.unwrap();
+    let ids: Vec<_> = tagged.iter().map(|one| (one.id.as_str(), one.state.clone())).collect();
+    assert_eq!(ids, [("i-1", InstanceState::Terminated), ("i-2", InstanceState::Running)]);
+    assert_eq!(tagged[1].tags["Name"], "x");
+    assert_eq!(tagged[1].private_address, Some(std::net::Ipv4Addr::new(10, 0, 0, 7)));
+}
+
+#[tokio::test]
+async fn half_a_list_is_none() {
+    let server = MockServer::start().await;
+    let refused = refusal(400, "InvalidParameterValue", "bad token");
+    let next = Mock::given(method("POST")).and(body_string_contains("NextToken=more"));
+    next.respond_with(refused).mount(&server).await;
+    Mock::given(method("POST")).respond_with(page(&[], "more")).mount(&server).await;
+    let error = at(&server.uri(), PATIENCE).await.tagged(REGION, "cluster", "prod").await.expect_err("an error");
+    assert!(matches!(error, Error::Refused { .. }), "{error:?}");
+}
+
+fn order() -> Order {
+    Order {
+        region: REGION.to_owned(),
+        template: "spothop".to_owned(),
+        version: "$Default".to_owned(),
+        types: vec!["m7i.large".to_owned(), "m7a.large".to_owned()],
+        zones: vec!["eu-central-1a".to_owned(), "eu-central-1b".to_owned()],
+        market: Market::Spot,
+        count: 2,
+        max_price_micros: 1_050_000,
+        token: "t".to_owned(),
+        tags: [("spothop:launched-by".to_owned(), "a".to_owned())].into(),
+    }
+}
+
+async fn launch(answer: ResponseTemplate) -> Result<Launched, FleetError> {
+    let server = MockServer::start().await;
+    Mock::given(method("POST")).respond_with(answer).mount(&server).await;
+    let launched = at(&server.uri(), PATIENCE).await.launch(&order()).await;
+    let asked = server.received_requests().await.unwrap();
+    let body = String::from_utf8_lossy(&asked[0].body).into_owned();
+    for words in [
+        "Action=CreateFleet",
+        "Type=instant",
+        "ClientToken=t",
+        "LaunchTemplateConfigs.1.LaunchTemplateSpecification.LaunchTemplateName=spothop",
+        "LaunchTemplateConfigs.1.Overrides.4.InstanceType=m7a.large",
+        "TargetCapacitySpecification.TotalTargetCapacity=2",
+        "TargetCapacitySpecification.DefaultTargetCapacityType=spot",
+        "SpotOptions.MaxTotalPrice=1.050000",
+        "TagSpecification.1.ResourceType=instance",
+    ] {
+        assert!(body.contains(words), "{words} is not in {body}");
+    }
+    launched
+}
+
+fn fleet(instances: &[&str], errors: &[(&str, &str)]) -> ResponseTemplate {
+    let ids: String = instances.iter().map(|id| format!("<item>{id}</item>")).collect();
+    let launched =
+        if ids.is_empty() { String::new() } else { format!("<item><instanceIds>{ids}</instanceIds></item>") };
+    let error = |(code, message): &(&str, &str)| {
+        format!(
+            "<item><errorCode>{code}</errorCode><errorMessage>{message}</errorMessage><lifecycle>spot</lifecycle>\
+             <launchTemplateAndOverrides><overrides><instanceType>m7i.large</instanceType></overrides>\
+             </launchTemplateAndOverrides></item>"
+        )
+    };
+    let errors: String = errors.iter().map(error).collect();
+    xml(
+        200,
+        format!(
+            "<CreateFleetResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><fleetId>fleet-1</fleetId>\
+             <errorSet>{errors}</errorSet><fleetInstanceSet>{launched}</fleetInstanceSet></CreateFleetResponse>"
+        ),
+    )
+}
+
+#[tokio::test]
+async fn what_a_fleet_launched_and_what_it_lacks_is_told() {
+    let whole = launch(fleet(&["i-1", "i-2"], &[])).await.unwrap();
+    assert_eq!(whole, Launched { instances: vec!["i-1".to_owned(), "i-2".to_owned()], lacking: vec![] });
+    let part = launch(fleet(&["i-1"], &[("InsufficientInstanceCapacity", "no more")])).await.unwrap();
+    assert_eq!(part.lacking, ["m7i.large: InsufficientInstanceCapacity: no more"]);
+}
+
+#[tokio::test]
+async fn each_refusal_of_a_fleet_says_what_to_do() {
+    let none = ("InsufficientInstanceCapacity", "no capacity");
+    let many = ("MaxSpotInstanceCountExceeded", "Max spot instance count exceeded");
+    let mine = ("UnauthorizedOperation", "not authorized");
+    let error = launch(fleet(&[], &[mine, many, none])).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::NoCapacity { .. }) && error.other_market_may_do(), "{error}");
+    assert!(error.to_string().contains("allow more types and zones") && error.to_string().contains("not authorized"));
+    let error = launch(fleet(&[], &[many])).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::Limit { .. }) && error.to_string().contains("Service Quotas"), "{error}");
+    let error = launch(fleet(&[], &[mine])).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::Forbidden { .. }) && error.to_string().contains("iam:PassRole"), "{error}");
+    assert!(!error.other_market_may_do());
+    let error = launch(fleet(&[], &[])).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::Refused { .. }), "{error}");
+    let error = launch(refusal(400, "MaxSpotInstanceCountExceeded", "as a call")).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::Limit { .. }), "{error}");
+    let error = launch(refusal(403, "UnauthorizedOperation", "no")).await.expect_err("nothing");
+    assert!(error.to_string().contains("ec2:CreateFleet"), "{error}");
+    let error = launch(refusal(503, "RequestLimitExceeded", "slow down")).await.expect_err("nothing");
+    assert!(matches!(error, FleetError::Call(Error::Throttled { .. })), "{error}");
+}

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use spothop_aws::{Access, Ec2, InstanceState, Queue};
+use spothop_aws::{Access, Ec2, InstanceState, Market, Order, Queue};
 use spothop_tests::moto::{ACCOUNT, Moto, REGION};
 
 fn moto() -> Moto {
@@ -68,4 +68,49 @@ async fn messages_are_received_given_back_and_deleted() {
     let nowhere = Queue::new(access(), &url.replace("notices", "nowhere"), REGION).await;
     let error = nowhere.receive().await.expect_err("no such queue");
     assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn instances_are_found_by_a_tag_with_their_address_and_state() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    let ids: Vec<String> = (0..4).map(|_| moto.run_instance().unwrap()).collect();
+    for (id, tags) in ids.iter().zip([["c=prod", "n=x"], ["c=prod", "n=y"], ["c=prod2", "n=z"], ["d=prod", "n=v"]]) {
+        moto.tag(id, &tags).unwrap();
+    }
+    moto.stop(&ids[1]).unwrap();
+    let found = ec2.tagged(REGION, "c", "prod").await.unwrap();
+    let mut expected = vec![(ids[0].clone(), InstanceState::Running), (ids[1].clone(), InstanceState::Stopped)];
+    expected.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(found.iter().map(|one| (one.id.clone(), one.state.clone())).collect::<Vec<_>>(), expected);
+    let first = found.iter().find(|one| one.id == ids[0]).unwrap();
+    assert!(first.private_address.is_some() && first.tags["n"] == "x", "{first:?}");
+    assert!(ec2.tagged("us-east-1", "c", "prod").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_fleet_is_launched_from_a_template_and_found_by_its_tags() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    moto.make_template("spothop").unwrap();
+    for market in [Market::OnDemand, Market::Spot] {
+        let order = Order {
+            region: REGION.to_owned(),
+            template: "spothop".to_owned(),
+            version: "$Default".to_owned(),
+            types: vec!["t3.micro".to_owned()],
+            zones: Vec::new(),
+            market,
+            count: 2,
+            max_price_micros: 1_000_000,
+            token: format!("{market:?}"),
+            tags: [("spothop:launched-by".to_owned(), format!("{market:?}"))].into(),
+        };
+        let launched = ec2.launch(&order).await.unwrap();
+        assert_eq!(launched.instances.len(), 2, "{launched:?}");
+        let mut ids = launched.instances;
+        ids.sort();
+        let found = ec2.tagged(REGION, "spothop:launched-by", &format!("{market:?}")).await.unwrap();
+        assert_eq!(found.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), ids);
+    }
 }

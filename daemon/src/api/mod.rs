@@ -87,6 +87,12 @@ pub struct HostView {
     pub name: String,
     /// Where its daemon listens.
     pub address: String,
+    /// From where it is known: `static` (the configuration), `etcd`, `ec2` or `kubernetes`.
+    #[serde(default)]
+    pub source: String,
+    /// When that source last said so.
+    #[serde(default = "Timestamp::default")]
+    pub told: Timestamp,
     /// Facts it told, or why it could not be asked.
     pub state: spothop_policy::HostState,
 }

@@ -180,10 +180,12 @@ async fn containers(State(context): State<Arc<Context>>) -> Answer<Vec<Container
 
 async fn hosts(State(context): State<Arc<Context>>) -> Answer<Vec<HostView>> {
     let hosts = inventory::hosts(&context, Vec::new()).await;
-    let views = hosts.into_iter().zip(&context.config.peers).map(|(host, peer)| HostView {
-        name: host.name,
-        address: peer.address.to_string(),
-        state: host.state,
+    let entries = context.inventory.entries();
+    // One that has left the inventory while it was asked is none of it any more.
+    let views = hosts.into_iter().filter_map(|host| {
+        let entry = entries.iter().find(|entry| entry.name == host.name)?;
+        let (address, source, told) = (entry.address.to_string(), entry.source.to_owned(), entry.told);
+        Some(HostView { name: host.name, address, source, told, state: host.state })
     });
     Ok(Json(views.collect()))
 }

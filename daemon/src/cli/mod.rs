@@ -73,7 +73,7 @@ pub async fn run(action: args::Action, global: &args::Global) -> Result<Exit, Cl
         }
         args::Action::Hosts => {
             let hosts = client.hosts().await?;
-            output.result(&hosts, || show::hosts(&hosts)).map(|()| Exit::Ok)
+            output.result(&hosts, || show::hosts(&hosts, Timestamp::now())).map(|()| Exit::Ok)
         }
         args::Action::Status(args) => status(&client, args, &mut output).await,
         args::Action::History(args) => {

@@ -11,6 +11,7 @@ use spothop_policy::{Bytes, CpuVerdict, Fallback, HostState, Move, Plan, Stay, T
 use super::table::Table;
 use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, ParkedView, Status};
 use crate::config::units::show_duration;
+use crate::inventory::STATIC;
 use crate::migration::{MEMORY_LOST, Phase, Side};
 
 /// `spothop ps`.
@@ -38,17 +39,35 @@ pub(super) fn containers(containers: &[ContainerView]) -> String {
 }
 
 /// `spothop hosts`.
-pub(super) fn hosts(hosts: &[HostView]) -> String {
+pub(super) fn hosts(hosts: &[HostView], now: Timestamp) -> String {
     if hosts.is_empty() {
-        return "The inventory is empty; add [[peers]] to the configuration.\n".to_owned();
+        return "The inventory is empty; add [[peers]] or a source of [inventory] to the configuration.\n".to_owned();
     }
-    let mut table = Table::new(&["NAME", "ADDRESS", "STATE", "ARCH", "KERNEL", "CRIU", ">ROOM", ">DISK", "CPU"]);
+    let mut table =
+        Table::new(&["NAME", "ADDRESS", "SOURCE", "STATE", "ARCH", "KERNEL", "CRIU", ">ROOM", ">DISK", "CPU"]);
     for host in hosts {
+        // The configuration does not grow old.
+        let age = Duration::try_from(now.duration_since(host.told)).unwrap_or_default();
+        let source = match host.source.as_str() {
+            STATIC => STATIC.to_owned(),
+            source => format!("{source}, {} ago", show_duration(age)),
+        };
         let HostState::Reachable(facts) = &host.state else {
             let HostState::Unreachable { reason } = &host.state else { continue };
             let none = || "-".to_owned();
             let state = format!("unreachable: {reason}");
-            table.row([host.name.clone(), host.address.clone(), state, none(), none(), none(), none(), none(), none()]);
+            table.row([
+                host.name.clone(),
+                host.address.clone(),
+                source,
+                state,
+                none(),
+                none(),
+                none(),
+                none(),
+                none(),
+                none(),
+            ]);
             continue;
         };
         let state = match (&facts.under_notice, &facts.declines) {
@@ -64,6 +83,7 @@ pub(super) fn hosts(hosts: &[HostView]) -> String {
         table.row([
             host.name.clone(),
             host.address.clone(),
+            source,
             state,
             facts.architecture.clone(),
             facts.kernel.to_string(),

@@ -30,12 +30,33 @@ fn every_key_is_read() {
         name = "a"
         listen = "[::]:7078"
         advertise = "a.example"
+        zone = "eu-central-1b"
+        labels = { rack = "7", disk = "ssd" }
         [[peers]]
         name = "b"
         address = "10.0.0.2"
         [[peers]]
         name = "c"
         address = "[fd00::3]:7079"
+        [inventory.etcd]
+        endpoints = ["https://e1:2379", "http://e2:2379"]
+        prefix = "/prod/"
+        ttl = "30s"
+        ca = "/ca.pem"
+        cert = "/cert.pem"
+        key = "/key.pem"
+        [inventory.ec2]
+        tag = "spothop:cluster=prod"
+        region = "eu-central-1"
+        name_tag = "Name"
+        port = 7079
+        refresh = "1m"
+        [inventory.kubernetes]
+        api = "https://k:6443"
+        token = "/token"
+        ca = "/kube.pem"
+        selector = "spothop=yes"
+        port = 7080
         [tls]
         dir = "/tls"
         [notice]
@@ -68,6 +89,17 @@ fn every_key_is_read() {
     .unwrap();
     assert_eq!(config.peer("b").unwrap().address.to_string(), "10.0.0.2:7077");
     assert_eq!(config.peer("c").unwrap().address.to_string(), "[fd00::3]:7079");
+    assert_eq!((config.host.zone.as_deref(), config.host.labels["rack"].as_str()), (Some("eu-central-1b"), "7"));
+    let etcd = config.inventory.etcd.unwrap();
+    assert_eq!((etcd.endpoints.len(), etcd.prefix.as_str(), etcd.ttl.as_secs()), (2, "/prod/", 30));
+    assert_eq!(etcd.ca.into_iter().chain(etcd.cert).chain(etcd.key).count(), 3);
+    let ec2 = config.inventory.ec2.unwrap();
+    assert_eq!((ec2.tag.key.as_str(), ec2.tag.value.as_str()), ("spothop:cluster", "prod"));
+    assert_eq!((ec2.name_tag.as_str(), ec2.region.as_str(), ec2.port), ("Name", "eu-central-1", 7079));
+    assert_eq!(ec2.refresh.as_secs(), 60);
+    let kubernetes = config.inventory.kubernetes.unwrap();
+    assert_eq!((kubernetes.api.as_deref(), kubernetes.port), (Some("https://k:6443"), 7080));
+    assert_eq!((kubernetes.selector.as_str(), kubernetes.token.to_str()), ("spothop=yes", Some("/token")));
     assert_eq!(config.host.advertise.as_ref().map(ToString::to_string), Some("a.example:7077".to_owned()));
     assert_eq!(config.limits.memory_reserve, 1 << 30);
     assert_eq!(config.notice.aws.poll_interval, Duration::from_millis(500));
@@ -352,4 +384,41 @@ fn every_key_is_documented_with_its_default() {
         }
     }
     assert_eq!(documented, all_keys(), "docs/configuration.md, and the keys that there are");
+}
+
+#[test]
+fn sources_of_hosts_have_defaults_and_limits() {
+    let sources = "[inventory.etcd]\nendpoints = [\"http://e:2379\"]\n[inventory.kubernetes]\n[inventory.ec2]\ntag = \"c=\"\nregion = \"r\"\n";
+    let inventory = parse(sources).unwrap().inventory;
+    let etcd = inventory.etcd.unwrap();
+    assert_eq!((etcd.prefix.as_str(), etcd.ttl.as_secs(), etcd.ca), ("/spothop/hosts/", 15, None));
+    let ec2 = inventory.ec2.unwrap();
+    assert_eq!((ec2.name_tag.as_str(), ec2.port, ec2.refresh.as_secs()), ("spothop:name", 7077, 30));
+    assert_eq!(inventory.kubernetes.unwrap(), inventory::Kubernetes::default());
+    let etcd = |more: &str| message(&format!("[inventory.etcd]\nendpoints = [\"http://e\"]\n{more}\n"));
+    assert!(etcd("ttl = \"4s\"").contains("must be from 5s to 10m"));
+    assert!(etcd("prefix = \"\"").contains("must not be empty"));
+    assert!(message("[inventory.etcd]\nendpoints = []\n").contains("one member"));
+    assert!(message("[inventory.etcd]\nendpoints = [\"e:2379\"]\n").contains("is not a URL of etcd"));
+    for tag in ["prod", "=prod", "aws:x=y"] {
+        let text = message(&format!("[inventory.ec2]\ntag = {tag:?}\nregion = \"r\"\n"));
+        assert!(text.contains("is not a tag; write KEY=VALUE"), "{text}");
+    }
+}
+
+#[test]
+fn a_budget_is_needed_to_launch_anything_and_money_is_exact() {
+    let table = |more: &str| {
+        format!("[capacity.ec2]\nregion = \"r\"\ntemplate = \"t\"\nroom = \"4GiB\"\nmax_instances = 2\n{more}\n")
+    };
+    assert_eq!(parse("").unwrap().capacity.ec2, None);
+    let ec2 = parse(&table("max_price = \"1.25\"")).unwrap().capacity.ec2.unwrap();
+    assert_eq!((ec2.max_price, ec2.max_instances, ec2.room), (1_250_000, 2, 4 << 30));
+    assert_eq!((ec2.version.as_str(), ec2.market), ("$Default", capacity::Market::SpotThenOnDemand));
+    assert!(ec2.types.is_empty() && ec2.zones.is_empty());
+    assert!(message(&table("")).contains("missing field `max_price`"));
+    for price in ["", "0", "0.0", "-1", "1,25", "1.2345678", "1.25 USD", "99999999999999999999"] {
+        let text = message(&table(&format!("max_price = {price:?}")));
+        assert!(text.contains("is not a price; write dollars an hour"), "{text}");
+    }
 }

@@ -166,6 +166,8 @@ mod tests {
         HostView {
             name: name.to_owned(),
             address: "10.0.0.2:7077".to_owned(),
+            source: "static".to_owned(),
+            told: "2026-01-01T00:00:00Z".parse().unwrap(),
             state: HostState::Unreachable { reason: "connection refused".to_owned() },
         }
     }

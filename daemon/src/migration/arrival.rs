@@ -31,6 +31,7 @@ use super::target::{START, Target};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Verdict, Workspace};
 use crate::api::{MigrationView, Outcome};
+use crate::capacity::Promise;
 use crate::orchestrator;
 use crate::parking;
 use crate::provider::Inquiry;
@@ -477,9 +478,16 @@ pub(super) async fn recover(context: Arc<Context>, left: &MigrationView) -> Resu
     };
     let handoff = holds.then(|| Handoff::listen(&Directory::at(workspace.directory()))).transpose()?;
     // The container's memory is in use already; nothing more is promised.
-    let room = context.capacity.reserve(&left.id, 0)?;
+    let room = context.capacity.room.reserve(Promise {
+        migration: left.id.clone(),
+        memory: 0,
+        disk: 0,
+        images: workspace.images(),
+        patience: Duration::ZERO,
+    })?;
     let moving = created.as_ref().and_then(|created| Moving::claim(&context, &created.id));
-    let target = Target { context, track, offer, workspace, _room: room, created, handoff, moving, starting: None };
+    let target =
+        Target { context, track, offer, workspace, room, image_bytes: 0, created, handoff, moving, starting: None };
     match must {
         Return::Wait => target.await_verdict(None).await,
         Return::Run => target.run_until_it_runs(None).await,

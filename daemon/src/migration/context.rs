@@ -14,6 +14,7 @@ use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Ways, Workspace};
 use crate::capacity::Capacity;
 use crate::config::{Config, Likely};
+use crate::inventory::Inventory;
 use crate::journal::{Journal, NewMigration};
 use crate::notice::{Certainty, Notice};
 use crate::orchestrator::Orchestrator;
@@ -36,6 +37,11 @@ pub struct Context {
     pub events: Events,
     /// What this host can do and what room it has.
     pub capacity: Capacity,
+    /// Launches hosts when none of the inventory has room, if the configuration allows it.
+    #[cfg(feature = "aws")]
+    pub launcher: Option<Arc<crate::capacity::launch::Launcher>>,
+    /// The other hosts.
+    pub inventory: Arc<Inventory>,
     /// The ways in which memory can leave and come.
     pub ways: Ways,
     /// `/run/spothop`.
@@ -56,22 +62,24 @@ pub struct Context {
     pub released: Notify,
     /// Which instance of a cloud this host is; empty until its metadata service has said so, which on other hosts is never.
     pub instance: Arc<OnceLock<Instance>>,
+    /// In which zone this host is: the operator's word, or else its metadata service's; empty until one has said so.
+    pub zone: Arc<OnceLock<String>>,
     /// The clouds that can be asked whether another host is gone.
     pub providers: Providers,
 }
 
 impl Context {
-    /// Opens a conversation with a peer of the configuration, or with the store that has this URL.
+    /// Opens a conversation with a host of the inventory, or one that was in it, or with the store that has this URL.
     ///
     /// # Errors
-    /// It is not in the configuration, or cannot be reached.
+    /// It never was in the inventory, or cannot be reached.
     pub async fn connect(&self, peer: &str, data_connections: usize) -> Result<Conversation, Error> {
         if parking::is_url(peer) {
             return Ok(Conversation::with_store(parking::Upload::open(self, peer)?));
         }
-        let known = self.config.peer(peer).ok_or_else(|| Error::UnknownPeer { peer: peer.to_owned() })?;
+        let address = self.inventory.address(peer).ok_or_else(|| Error::UnknownPeer { peer: peer.to_owned() })?;
         let session =
-            spothop_transfer::connect(&known.address.to_string(), peer, &self.credentials.current(), data_connections)
+            spothop_transfer::connect(&address.to_string(), peer, &self.credentials.current(), data_connections)
                 .await?;
         Ok(Conversation::new(session))
     }

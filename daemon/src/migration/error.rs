@@ -215,9 +215,17 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// No such peer in the configuration.
-    #[error("{peer} is not in this host's configuration; add it under [[peers]] in /etc/spothop/config.toml")]
+    /// No such host in the inventory.
+    #[error(
+        "{peer} is not in this host's inventory (`spothop hosts`); add it under [[peers]] in /etc/spothop/config.toml, or to a source of [inventory]"
+    )]
     UnknownPeer {
+        /// Its name.
+        peer: String,
+    },
+    /// A host that was in the inventory wants more than the end of its own migrations.
+    #[error("{peer} is no longer in this host's inventory, and is given no room")]
+    Departed {
         /// Its name.
         peer: String,
     },

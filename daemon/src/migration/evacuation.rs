@@ -52,6 +52,19 @@ impl Planned {
         let image = |step: &'_ Move| self.candidates.get(&step.container).map(|candidate| &candidate.container.image);
         self.plan.moves.iter().filter_map(move |step| Some((step.target.as_str(), image(step)?)))
     }
+
+    /// Has hosts launched for what stays for want of room alone, beside everything else. They come into the inventory when they are up.
+    #[cfg_attr(not(feature = "aws"), expect(unused_variables, reason = "without a cloud's API nothing is launched"))]
+    pub fn ask_for_hosts(&self, context: &Context, notice: &str) {
+        #[cfg(feature = "aws")]
+        if let Some(launcher) = context.launcher.clone() {
+            let left = crate::capacity::launch::without_room(&self.plan);
+            let sizes: Vec<u64> =
+                left.iter().filter_map(|id| self.candidates.get(*id)).map(|left| left.memory_bytes).collect();
+            let notice = notice.to_owned();
+            tokio::spawn(async move { launcher.help(&notice, &sizes).await });
+        }
+    }
 }
 
 /// Looks at containers and hosts, and asks the planner.
@@ -59,7 +72,7 @@ impl Planned {
 /// # Errors
 /// The engine's; no such container; no such peer.
 pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned, Error> {
-    if let Some(peer) = question.to.as_ref().filter(|name| context.config.peer(name).is_none()) {
+    if let Some(peer) = question.to.as_ref().filter(|name| !context.inventory.has(name)) {
         return Err(Error::UnknownPeer { peer: peer.clone() });
     }
     let asked_at = Timestamp::now();
@@ -123,6 +136,7 @@ pub(super) fn begin_for(
             context: Arc::clone(context),
             id: Uuid::now_v7().to_string(),
             memory_bytes: candidate.memory_bytes,
+            disk_bytes: candidate.disk_bytes,
             step: step.clone(),
             estimates: Arc::clone(&planned.estimates),
             errand: errand.clone(),
@@ -257,6 +271,7 @@ struct Mover {
     context: Arc<Context>,
     id: String,
     memory_bytes: u64,
+    disk_bytes: u64,
     step: Move,
     estimates: Arc<Estimates>,
     errand: Errand,
@@ -292,6 +307,7 @@ impl Mover {
                 init_pid: i32::try_from(container.init_pid).unwrap_or(i32::MAX),
                 container,
                 memory_bytes: self.memory_bytes,
+                disk_bytes: self.disk_bytes,
                 target: host.host.clone(),
                 predicted: host.predicted,
                 bytes_per_second: self.estimates.rates(&host.host).bytes_per_second,

@@ -291,6 +291,7 @@ async fn try_look(
     let (notice, is_certain) = (leave.notice.clone(), leave.certain);
     let errand = Errand::Noticed { leave, ends };
     if is_certain {
+        planned.ask_for_hosts(context, &notice);
         park_for(context, &mut planned, &errand, &turns);
     }
     let accepted = begin_for(context, planned, &errand, &turns);

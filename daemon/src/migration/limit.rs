@@ -47,6 +47,11 @@ impl Limit {
         Some(left.saturating_sub(LAST_MOMENT))
     }
 
+    /// Longer than this from now it does not take.
+    pub(super) fn at_most(&self) -> Duration {
+        self.left().unwrap_or(self.manual)
+    }
+
     /// Whether this is no time to be modest.
     pub(super) fn presses(&self) -> bool {
         self.left().is_some() || self.departure.borrow().is_some()

@@ -198,6 +198,9 @@ pub struct Offer {
     pub recipe: Recipe,
     /// Memory of its tasks, in bytes.
     pub memory_bytes: u64,
+    /// Its writable layer and its volumes, in bytes; 0 from a source of an earlier version.
+    #[serde(default)]
+    pub disk_bytes: u64,
     /// Whether the memory comes page by page; in CRIU's images otherwise.
     #[serde(default)]
     pub paged: bool,
@@ -320,6 +323,7 @@ mod tests {
             deadline: None,
             recipe,
             memory_bytes: 1,
+            disk_bytes: 0,
             paged: false,
             descriptors: vec!["pipe:[1]".into()],
             post_copy: false,

@@ -33,15 +33,13 @@ async fn converse(context: Arc<Context>, mut peer: Conversation) -> Result<(), E
     let name = peer.peer().to_owned();
     while let Some(request) = peer.hear().await? {
         let answer = match request {
+            Request::Offer(_) | Request::Probe(_) if !context.inventory.has(&name) => {
+                Err(Error::Departed { peer: name.clone() })
+            }
             Request::Offer(offer) => return target::take(context, peer, *offer).await,
             Request::Probe(probe) => {
                 let notice = context.notice_against(probe.urgent).map(|notice| notice.id);
-                context
-                    .capacity
-                    .facts(context.engine.as_ref(), &probe, notice)
-                    .await
-                    .map(|facts| Answer::Facts(Box::new(facts)))
-                    .map_err(Error::from)
+                context.capacity.facts(&context, &probe, notice).await.map(|facts| Answer::Facts(Box::new(facts)))
             }
             Request::Warm { image, shipped } => images::warmed(&context, &mut peer, &image, shipped).await,
             Request::Ask { migration } => {

@@ -28,6 +28,7 @@ use super::target::tcp_mode;
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Task, Track, Workspace, images};
 use crate::api::Outcome;
+use crate::capacity::Promise;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
@@ -54,6 +55,8 @@ pub struct Job {
     pub init_pid: i32,
     /// Memory of its tasks, in bytes.
     pub memory_bytes: u64,
+    /// Its writable layer and its volumes, in bytes.
+    pub disk_bytes: u64,
     /// Where to.
     pub target: String,
     /// How long it is predicted to take.
@@ -94,6 +97,7 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         watched: Vec::new(),
         brink: &brink,
         memory: Outgoing::new(&context, &track, &job, &meter, &limit),
+        limit: &limit,
         memory_bytes: job.memory_bytes,
         parent: None,
         meter: &meter,
@@ -116,6 +120,7 @@ struct Source<'a> {
     context: &'a Arc<Context>,
     track: &'a Track,
     job: &'a Job,
+    limit: &'a Limit,
     workspace: Workspace,
     /// Whether it may still be called off.
     brink: &'a Brink,
@@ -141,7 +146,14 @@ impl Source<'_> {
         self.reserve(&mut target).await?;
         // Where CRIU dumps the memory, its images lie here too, beside the container, until the target has them.
         let images = if self.memory.is_paged() { 0 } else { self.memory_bytes };
-        let _room = self.context.capacity.reserve(&format!("{} at its source", self.job.id), images)?;
+        let _room = self.context.capacity.room.reserve(Promise {
+            migration: format!("{} at its source", self.job.id),
+            memory: images,
+            disk: 0,
+            images: self.workspace.images(),
+            // Nobody renews it: it goes with this attempt, and no attempt may take longer.
+            patience: self.limit.at_most(),
+        })?;
         self.track.enter(Phase::Reserved).await?;
         self.send_image(&mut target).await?;
         target.order(&Request::Create, "making the container", STEP).await?;
@@ -203,6 +215,7 @@ impl Source<'_> {
             deadline: self.job.deadline,
             recipe: self.job.container.recipe.clone(),
             memory_bytes: self.memory_bytes,
+            disk_bytes: self.job.disk_bytes,
             paged: self.memory.is_paged(),
             descriptors: self.runtime_state().await?.descriptors,
             post_copy: may_follow,

@@ -24,13 +24,17 @@ use super::outgoing::progress_name;
 use super::packing::{CLEARED, PACKED, unpack};
 use super::track::unpanicked;
 use super::{Context, Conversation, Error, Phase, Side, Step, Track, Verdict, Workspace, images};
-use crate::capacity::Reservation;
+use crate::capacity::{Promise, Reservation};
 use crate::files::{self, Place, Target as Way, TreeName};
 use crate::journal::NewMigration;
 use crate::orchestrator::{self, CreateOptions, Created, Mode};
 
 /// For the engine and the wrapper to get to the point where only the images are missing.
 pub(super) const START: Duration = Duration::from_secs(60);
+
+/// A source that says nothing for so long has died in a way that its kernel has not noticed, or hangs: the longest of what it does
+/// between two questions is a dump, whose end a migration by hand awaits no longer than this either.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
 
 /// For CRIU to restore: a gigabyte a second, and more than that for a tree of thousands of tasks.
 const RESTORE: Duration = Duration::from_secs(300);
@@ -44,7 +48,9 @@ pub(super) struct Target {
     pub(super) track: Track,
     pub(super) offer: Offer,
     pub(super) workspace: Workspace,
-    pub(super) _room: Reservation,
+    pub(super) room: Reservation,
+    /// How much of the promised disk is for the image, in bytes.
+    pub(super) image_bytes: u64,
     pub(super) created: Option<Created>,
     pub(super) handoff: Option<Handoff>,
     /// Nothing moves the container on before it is an ordinary one.
@@ -93,12 +99,11 @@ impl Target {
             })
             .await?;
         let workspace = context.workspace(Side::Target, &offer.migration);
-        // The images lie in memory until they are restored, so a container needs twice its size for a moment.
-        let room = match context.capacity.reserve(&offer.migration, offer.memory_bytes.saturating_mul(2)) {
-            Ok(room) => room,
+        let (room, image_bytes) = match Self::reserve(&context, &offer, &workspace).await {
+            Ok(reserved) => reserved,
             Err(no_room) => {
-                undo(&context, &track, no_room.to_string()).await;
-                return Err(no_room.into());
+                undo(&context, &track, chain(&no_room)).await;
+                return Err(no_room);
             }
         };
         if let Err(failure) = track.enter(Phase::Reserved).await {
@@ -110,7 +115,8 @@ impl Target {
             track,
             offer,
             workspace,
-            _room: room,
+            room,
+            image_bytes,
             created: None,
             handoff: None,
             moving: None,
@@ -118,11 +124,28 @@ impl Target {
         })
     }
 
+    /// Room for all that will come, and how much of its disk is for the image.
+    async fn reserve(context: &Context, offer: &Offer, workspace: &Workspace) -> Result<(Reservation, u64), Error> {
+        let image = &offer.recipe.image;
+        let image_bytes = if context.engine.has_image(image).await? { 0 } else { image.size };
+        let reservation = context.capacity.room.reserve(Promise {
+            migration: offer.migration.clone(),
+            // The images lie in memory until they are restored, so a container needs twice its size for a moment.
+            memory: offer.memory_bytes.saturating_mul(2),
+            disk: offer.disk_bytes.saturating_add(image_bytes),
+            images: workspace.images(),
+            patience: SILENCE,
+        })?;
+        Ok((reservation, image_bytes))
+    }
+
     /// Does what the source asks, up to the answer to `Restore`, which is the last point of giving up.
     async fn until_restored(&mut self, source: &mut Conversation) -> Result<(), Error> {
         loop {
-            let request =
-                source.hear().await?.ok_or_else(|| Error::HungUp { peer: source.peer().to_owned(), step: "a step" })?;
+            let heard = timeout(SILENCE, source.hear()).await;
+            let heard = heard.map_err(|_| Error::TimedOut { step: "the source's next word", limit: SILENCE })??;
+            let request = heard.ok_or_else(|| Error::HungUp { peer: source.peer().to_owned(), step: "a step" })?;
+            self.room.renew();
             let restored = matches!(request, Request::Restore);
             let answer = match request {
                 Request::Image { shipped } => self.have_image(source, shipped).await?,
@@ -159,7 +182,15 @@ impl Target {
         }
     }
 
-    async fn have_image(&self, source: &mut Conversation, shipped: bool) -> Result<Answer, Error> {
+    async fn have_image(&mut self, source: &mut Conversation, shipped: bool) -> Result<Answer, Error> {
+        let answer = self.get_image(source, shipped).await?;
+        if matches!(answer, Answer::ImageReady) {
+            self.room.wrote(std::mem::take(&mut self.image_bytes));
+        }
+        Ok(answer)
+    }
+
+    async fn get_image(&self, source: &mut Conversation, shipped: bool) -> Result<Answer, Error> {
         let (engine, image) = (&self.context.engine, &self.offer.recipe.image);
         if !shipped {
             return images::have(engine, image).await;
@@ -204,6 +235,7 @@ impl Target {
         match received {
             Ok(stats) => {
                 sink.finish().await?;
+                self.room.wrote(stats.raw_bytes);
                 self.track.count(stats).await?;
                 Ok(Answer::Done)
             }

@@ -153,10 +153,10 @@ impl AwsSource {
         Ok(Self { interruption, ahead })
     }
 
-    /// Writes into `identity` which instance this is, as soon as the service says so.
+    /// Writes into `identity` which instance this is, and into `zone` where, as soon as the service says so.
     #[must_use]
-    pub fn telling(mut self, identity: Arc<OnceLock<Instance>>) -> Self {
-        self.interruption.identity.told = identity;
+    pub fn telling(mut self, identity: Arc<OnceLock<Instance>>, zone: Arc<OnceLock<String>>) -> Self {
+        (self.interruption.identity.told, self.interruption.identity.zone) = (identity, zone);
         self
     }
 }
@@ -338,6 +338,7 @@ impl Ahead {
 #[derive(Debug, Default)]
 struct Identity {
     told: Arc<OnceLock<Instance>>,
+    zone: Arc<OnceLock<String>>,
     /// The service has answered, and not with a document that could be used.
     without: bool,
 }
@@ -354,8 +355,10 @@ impl Identity {
             Err(_) => return,
         };
         match IdentityDocument::parse(&document) {
-            Ok(instance) => {
+            Ok((instance, zone)) => {
                 tracing::info!("this host is {instance}");
+                // The operator's word stands, if there is one.
+                zone.into_iter().for_each(|zone| drop(self.zone.set(zone)));
                 let _ = self.told.set(instance);
             }
             Err(reason) => self.forgo(&format!("the instance identity document cannot be used: {reason}")),
@@ -375,12 +378,15 @@ struct IdentityDocument {
     account_id: String,
     region: String,
     instance_id: String,
+    #[serde(default)]
+    availability_zone: Option<String>,
 }
 
 impl IdentityDocument {
-    fn parse(text: &str) -> Result<Instance, String> {
+    fn parse(text: &str) -> Result<(Instance, Option<String>), String> {
         let document: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
-        Instance::aws(&document.account_id, &document.region, &document.instance_id).map_err(|error| error.to_string())
+        let instance = Instance::aws(&document.account_id, &document.region, &document.instance_id);
+        Ok((instance.map_err(|error| error.to_string())?, document.availability_zone))
     }
 }
 

@@ -9,7 +9,7 @@ const REPEAT: Duration = Duration::from_secs(60);
 
 /// Decides which failures and recoveries of something polled are worth a log line.
 #[derive(Debug, Default)]
-pub(super) struct Complaint {
+pub(crate) struct Complaint {
     /// When the last line about a failure was written.
     said: Option<Instant>,
     /// Failures since the last success.
@@ -20,7 +20,7 @@ pub(super) struct Complaint {
 
 impl Complaint {
     /// Counts a failure; true when it is to be logged: the first one, and then one each minute.
-    pub(super) fn failed(&mut self, now: Instant) -> bool {
+    pub(crate) fn failed(&mut self, now: Instant) -> bool {
         self.failures += 1;
         let due = self.said.is_none_or(|said| now.duration_since(said) >= REPEAT);
         if due {
@@ -31,12 +31,12 @@ impl Complaint {
     }
 
     /// Failures since the last success.
-    pub(super) fn failures(&self) -> u64 {
+    pub(crate) fn failures(&self) -> u64 {
         self.failures
     }
 
     /// Ends a row of failures. Their number, when that row was logged and its end should be too.
-    pub(super) fn succeeded(&mut self) -> Option<u64> {
+    pub(crate) fn succeeded(&mut self) -> Option<u64> {
         let failures = std::mem::take(&mut self.failures);
         std::mem::take(&mut self.open).then_some(failures)
     }

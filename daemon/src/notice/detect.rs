@@ -81,13 +81,22 @@ struct Candidate {
     source: Box<dyn NoticeSource>,
 }
 
+/// What a metadata service says of this machine; empty until it has.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// Which instance it is.
+    pub instance: Arc<OnceLock<Instance>>,
+    /// The zone it is in, in the cloud's own words.
+    pub zone: Arc<OnceLock<String>>,
+}
+
 impl CloudSource {
-    /// What the configuration says. Which instance of EC2 this is goes into `identity` when it is one; `host` is the name that notices
+    /// What the configuration says. Which instance of EC2 this is, and where, goes into `identity` when it is one; `host` is the name that notices
     /// of a shutdown carry.
     ///
     /// # Errors
     /// [`SourceError`] for addresses that cannot be asked.
-    pub fn new(config: &config::Notice, identity: Arc<OnceLock<Instance>>, host: &str) -> Result<Self, SourceError> {
+    pub fn new(config: &config::Notice, identity: &Identity, host: &str) -> Result<Self, SourceError> {
         let mut candidates = Vec::new();
         for cloud in [Cloud::Aws, Cloud::Gcp, Cloud::Azure, Cloud::Alibaba, Cloud::Tencent] {
             let wanted = match config.cloud {
@@ -98,7 +107,7 @@ impl CloudSource {
             if !wanted {
                 continue;
             }
-            let Some((probe, endpoints, source)) = source_of(cloud, config, &identity)? else { continue };
+            let Some((probe, endpoints, source)) = source_of(cloud, config, identity)? else { continue };
             let service = |endpoint: &String| Service::new(probe.dialect, std::slice::from_ref(endpoint), PATIENCE);
             let services = endpoints.iter().map(service).collect::<Result<_, _>>()?;
             candidates.push(Candidate { cloud, services, probe, source });
@@ -164,11 +173,7 @@ async fn run_if_any(source: Option<ShutdownSource>, events: mpsc::Sender<NoticeE
 type SourceOf = (&'static Probe, Vec<String>, Box<dyn NoticeSource>);
 
 /// What listens to a cloud, unless that is switched off.
-fn source_of(
-    cloud: Cloud,
-    config: &config::Notice,
-    identity: &Arc<OnceLock<Instance>>,
-) -> Result<Option<SourceOf>, SourceError> {
+fn source_of(cloud: Cloud, config: &config::Notice, identity: &Identity) -> Result<Option<SourceOf>, SourceError> {
     Ok(match cloud {
         Cloud::Aws if config.aws.enabled => {
             let endpoints = config.aws.endpoints.clone();
@@ -178,7 +183,11 @@ fn source_of(
                 maintenance_lead: config.aws.maintenance_lead,
                 ..AwsOptions::default()
             })?;
-            Some((&EC2_PROBE, endpoints, Box::new(source.telling(Arc::clone(identity)))))
+            Some((
+                &EC2_PROBE,
+                endpoints,
+                Box::new(source.telling(Arc::clone(&identity.instance), Arc::clone(&identity.zone))),
+            ))
         }
         Cloud::Gcp => {
             let options = GcpOptions {
@@ -279,7 +288,7 @@ async fn ask(service: &mut Service, probe: &Probe) -> Result<bool, Error> {
 
 /// Which cloud answers right now, for whoever wants to know without waiting for it.
 pub(crate) async fn look(config: &config::Notice) -> Result<Option<Cloud>, SourceError> {
-    let mut candidates = CloudSource::new(config, Arc::default(), "")?.candidates;
+    let mut candidates = CloudSource::new(config, &Identity::default(), "")?.candidates;
     let found = round(&mut candidates).await.ok();
     Ok(found.map(|number| candidates[number].cloud))
 }

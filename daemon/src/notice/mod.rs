@@ -36,6 +36,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub(crate) use self::complaint::Complaint;
+
 /// Stands for the instance while a service does not say its id. A notice must not wait for that.
 const UNKNOWN_INSTANCE: &str = "unknown";
 

@@ -143,6 +143,7 @@ async fn prepare(
         container,
         init_pid,
         memory_bytes,
+        disk_bytes,
         target: url.to_owned(),
         predicted,
         bytes_per_second: estimates.rates(url).bytes_per_second,

@@ -123,7 +123,7 @@ async fn suit(
 ) -> Result<(), migration::Error> {
     let Offer { recipe, memory_bytes, .. } = &details.offer;
     let probe = Probe { cpuinfo: details.cpuinfo.clone(), images: vec![recipe.image.clone()], ..Probe::default() };
-    let facts = context.capacity.facts(context.engine.as_ref(), &probe, None).await?;
+    let facts = context.capacity.facts(context, &probe, None).await?;
     let identity = match recipe.network.mode {
         Mode::KeepIp | Mode::NewIp => NetworkIdentity::NewIp,
         Mode::Host => NetworkIdentity::Host,

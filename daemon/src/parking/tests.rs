@@ -62,6 +62,7 @@ pub(super) fn offer() -> Offer {
         deadline: None,
         recipe,
         memory_bytes: 1 << 20,
+        disk_bytes: 0,
         paged: true,
         descriptors: Vec::new(),
         post_copy: false,

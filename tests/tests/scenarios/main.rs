@@ -13,6 +13,8 @@ mod engine;
 mod faults;
 mod fence;
 mod files;
+mod inventory;
+mod mass;
 mod matrix;
 mod memory;
 mod network;
@@ -114,6 +116,8 @@ fn main() -> ExitCode {
         fence::past_a_clouds_deadline_and_a_margin_the_target_runs_without_its_source,
         fence::the_target_runs_when_the_cloud_says_that_the_source_is_gone,
         fence::a_person_ends_a_migration_by_hand_whose_source_is_gone_for_good,
+        inventory::hosts_that_find_each_other_by_etcd_move_containers_also_when_it_is_gone,
+        mass::three_of_five_hosts_are_taken_at_once_and_nothing_is_over_committed,
         matrix::faults_of_every_kind_in_the_dangerous_windows_neither_lose_nor_double_anything,
         matrix::the_checker_finds_two_that_run_and_what_is_left,
         matrix::ten_moves_on_one_connection_leave_nothing_behind,

@@ -54,7 +54,12 @@ impl Deref for Scene {
 impl Scene {
     /// A testbed of its own.
     pub(crate) fn up(name: &str) -> Self {
-        let bed = Bed::up(name, &Options { build: false, ..Options::default() });
+        Self::up_with(name, 2)
+    }
+
+    /// A testbed of its own with more hosts: `c`, `d`… besides.
+    pub(crate) fn up_with(name: &str, hosts: u8) -> Self {
+        let bed = Bed::up(name, &Options { build: false, hosts, ..Options::default() });
         assert!(bed.state().spothop, "spothop is not built: cargo build --release -p spothop -p spothop-criu");
         for workload in [Workload::Redis, Workload::Python] {
             bed.import_workload(workload).expect("an image");

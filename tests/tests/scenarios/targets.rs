@@ -22,14 +22,14 @@ fn said_by(answer: &Answer) -> String {
 }
 
 /// Puts a file of a host back, and restarts its daemon, when a scenario is over.
-struct PutBack<'a> {
+pub(crate) struct PutBack<'a> {
     scene: &'a Scene,
     host: &'static str,
     path: &'static str,
 }
 
 impl<'a> PutBack<'a> {
-    fn later(scene: &'a Scene, host: &'static str, path: &'static str) -> Self {
+    pub(crate) fn later(scene: &'a Scene, host: &'static str, path: &'static str) -> Self {
         scene.sh(host, &format!("rm -rf {path}.kept; cp -a {path} {path}.kept"));
         Self { scene, host, path }
     }

@@ -144,7 +144,7 @@ impl Context {
         let limit = self.options.handshake_timeout;
         let (mut stream, known) = handshake::accept(stream, &self.credentials.current(), peer, &self.options).await?;
         let greeting = handshake::greet(&mut stream, peer, limit).await?;
-        if self.options.peers.as_ref().is_some_and(|peers| !peers.contains(&known.name)) {
+        if self.options.peers.as_ref().is_some_and(|peers| !peers.borrow().contains(&known.name)) {
             handshake::answer(&mut stream, Verdict::Stranger, peer).await;
             return Err(Error::UnknownName { peer: peer.into(), name: known.name });
         }

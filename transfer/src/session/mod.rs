@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::bulk::{ExtentSink, ExtentSource, Limits, Stats, extents, files, stream};
@@ -48,8 +49,9 @@ pub struct Options {
     /// The same for one address, so that one host cannot keep the others out. Default 64.
     pub max_pending_per_address: usize,
     /// The hosts that a listener takes, by the first name in their certificates; another one with a good certificate hears
-    /// [`Error::Stranger`] and nothing else. Default none: every host with a good certificate.
-    pub peers: Option<BTreeSet<String>>,
+    /// [`Error::Stranger`] and nothing else. Looked at for every connection, so they may change; sessions that are open go on.
+    /// Default none: every host with a good certificate.
+    pub peers: Option<watch::Receiver<BTreeSet<String>>>,
     /// Sessions that a listener lets one peer (by its name) have open at once; more are refused. A migration has two at most, the
     /// second to say its verdict again. Each may hold 17 connections and 64 MiB of buffers. Default 64.
     pub max_sessions_per_peer: usize,

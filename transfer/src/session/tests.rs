@@ -234,7 +234,7 @@ async fn a_client_with_an_expired_certificate_is_refused_by_the_other_side_too()
 #[tokio::test]
 async fn a_host_that_is_not_in_the_inventory_learns_only_that_it_is_refused() {
     let authority = Authority::new();
-    let peers = Some(["honest".to_owned()].into());
+    let peers = Some(watch::channel(["honest".to_owned()].into()).1);
     let (address, accepted) = host_b(&authority, Options { peers, ..Options::default() }).await;
     let error = connect(&address, "b", &authority.identity("mallory"), 2).await.unwrap_err();
     assert!(matches!(&error, Error::Stranger { .. }), "{error}");
@@ -248,6 +248,28 @@ async fn a_host_that_is_not_in_the_inventory_learns_only_that_it_is_refused() {
     let _ = stream.read_to_end(&mut heard).await;
     assert_eq!(heard, b"SPOTHOP\n\x04\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     still_open(&authority, &address, accepted).await;
+}
+
+#[tokio::test]
+async fn who_may_connect_follows_the_inventory_while_open_sessions_go_on() {
+    let authority = Authority::new();
+    let (inventory, peers) = watch::channel(["a".to_owned()].into());
+    let options = Options { peers: Some(peers), ..Options::default() };
+    let mut listener = Listener::bind_with("127.0.0.1:0", &authority.identity("b"), options).await.unwrap();
+    let address = listener.local_addr().to_string();
+    let (a, c) = (authority.identity("a"), authority.identity("c"));
+    let (opened, accepted) = tokio::join!(connect(&address, "b", &a, 1), listener.accept());
+    let (mut opened, mut accepted) = (opened.unwrap(), accepted);
+
+    inventory.send_replace(["c".to_owned()].into());
+    let again = tokio::spawn(async move { (listener.accept().await, listener) });
+    let error = connect(&address, "b", &a, 1).await.unwrap_err();
+    assert!(matches!(&error, Error::Stranger { .. }), "{error}");
+    let come = connect(&address, "b", &c, 1).await.unwrap();
+    assert_eq!(again.await.unwrap().0.peer_name(), "c");
+    drop(come);
+    opened.send(b"still there").await.unwrap();
+    assert_eq!(accepted.recv().await.unwrap().as_deref(), Some(&b"still there"[..]));
 }
 
 /// A host's directory of certificates, in which they are replaced.

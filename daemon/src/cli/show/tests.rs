@@ -63,6 +63,8 @@ fn reachable() -> HostView {
     HostView {
         name: "b".to_owned(),
         address: "10.0.0.2:7077".to_owned(),
+        source: "static".to_owned(),
+        told: at(0),
         state: HostState::Reachable(Facts {
             architecture: "amd64".to_owned(),
             kernel: "6.18.0".parse().unwrap(),
@@ -157,13 +159,15 @@ fn hosts_shows_room_or_why_not() {
     let gone = HostView {
         name: "c".to_owned(),
         address: "10.0.0.3:7077".to_owned(),
+        source: "etcd".to_owned(),
+        told: at(0),
         state: HostState::Unreachable { reason: "connection refused".to_owned() },
     };
-    insta::assert_snapshot!(hosts(&[reachable(), refusing, gone]), @r"
-    NAME  ADDRESS        STATE                             ARCH   KERNEL  CRIU        ROOM      DISK  CPU
-    b     10.0.0.2:7077  ready                             amd64  6.18.0  4.2.1    7.0 GiB  40.0 GiB  compatible
-    b     10.0.0.2:7077  declines: runtime not registered  amd64  6.18.0  missing  7.0 GiB  40.0 GiB  compatible
-    c     10.0.0.3:7077  unreachable: connection refused   -      -       -              -         -  -
+    insta::assert_snapshot!(hosts(&[reachable(), refusing, gone], at(95_000)), @r"
+    NAME  ADDRESS        SOURCE            STATE                             ARCH   KERNEL  CRIU        ROOM      DISK  CPU
+    b     10.0.0.2:7077  static            ready                             amd64  6.18.0  4.2.1    7.0 GiB  40.0 GiB  compatible
+    b     10.0.0.2:7077  static            declines: runtime not registered  amd64  6.18.0  missing  7.0 GiB  40.0 GiB  compatible
+    c     10.0.0.3:7077  etcd, 1m 35s ago  unreachable: connection refused   -      -       -              -         -  -
     ");
 }
 

@@ -284,22 +284,21 @@ async fn a_service_that_hangs_is_asked_anew() {
 
 /// What the service tells of itself when it answers the question for the identity document with these in turn, and what
 /// [`AwsSource`] has told by the time of the third poll.
-async fn told(documents: Vec<ResponseTemplate>) -> Option<Instance> {
+async fn told(documents: Vec<ResponseTemplate>) -> (Option<Instance>, Option<String>) {
     let (server, mut polled) = service(vec![none()]).await;
     let (documents, _) = script(documents);
     let get = Mock::given(method("GET")).and(path("/latest/dynamic/instance-identity/document"));
     get.respond_with(documents).mount(&server).await;
-    let told = Arc::default();
+    let (told, zone) = (Arc::default(), Arc::default());
     let (events, _receiver) = mpsc::channel(1);
-    let source = AwsSource::new(options(vec![server.uri()])).unwrap().telling(Arc::clone(&told));
+    let source = AwsSource::new(options(vec![server.uri()])).unwrap().telling(Arc::clone(&told), Arc::clone(&zone));
     tokio::spawn(Box::new(source).run(events));
     asked(&mut polled, 3).await;
-    told.get().cloned()
+    (OnceLock::get(&told).cloned(), OnceLock::get(&zone).cloned())
 }
 
 fn identity(id: &str) -> ResponseTemplate {
-    let document =
-        json!({ "accountId": "123456789012", "region": "eu-central-1", "instanceId": id, "version": "2017-09-30" });
+    let document = json!({ "accountId": "123456789012", "region": "eu-central-1", "availabilityZone": "eu-central-1b", "instanceId": id });
     ResponseTemplate::new(200).set_body_string(format!("{document:#}"))
 }
 
@@ -307,14 +306,15 @@ fn identity(id: &str) -> ResponseTemplate {
 async fn it_tells_which_instance_this_is_also_when_the_service_fails_at_first() {
     let id = "i-0123456789abcdef0";
     let instance = Instance::aws("123456789012", "eu-central-1", id).unwrap();
-    assert_eq!(told(vec![identity(id)]).await, Some(instance.clone()));
-    assert_eq!(told(vec![ResponseTemplate::new(500), identity(id)]).await, Some(instance));
+    let here = (Some(instance), Some("eu-central-1b".to_owned()));
+    assert_eq!(told(vec![identity(id)]).await, here);
+    assert_eq!(told(vec![ResponseTemplate::new(500), identity(id)]).await, here);
 }
 
 #[tokio::test]
 async fn an_imitation_without_an_identity_is_no_instance() {
     for document in [none(), identity("unknown"), ResponseTemplate::new(200).set_body_string("<html>")] {
-        assert_eq!(told(vec![document, identity("i-0123456789abcdef0")]).await, None);
+        assert_eq!(told(vec![document, identity("i-0123456789abcdef0")]).await, (None, None));
     }
 }
 

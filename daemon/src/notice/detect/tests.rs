@@ -88,7 +88,7 @@ async fn a_cloud_that_is_switched_off_or_not_the_one_that_is_named_is_not_asked(
     let none = config::Notice { cloud: CloudChoice::None, ..config(&server.uri()) };
     for config in [off, named, none] {
         assert_eq!(look(&config).await.unwrap(), None);
-        assert!(CloudSource::new(&config, Arc::default(), "a").unwrap().candidates.len() < CLOUDS.len());
+        assert!(CloudSource::new(&config, &Identity::default(), "a").unwrap().candidates.len() < CLOUDS.len());
     }
 }
 
@@ -102,7 +102,7 @@ async fn it_asks_until_one_answers_and_then_listens_to_that_one() {
         .respond_with(text(&time))
         .mount(&server)
         .await;
-    let source = CloudSource::new(&config(&server.uri()), Arc::default(), "a").unwrap();
+    let source = CloudSource::new(&config(&server.uri()), &Identity::default(), "a").unwrap();
     assert!(source.acknowledgers().contains_key("azure"));
     let (events, mut receiver) = mpsc::channel(16);
     tokio::spawn(Box::new(source).run(events));
@@ -119,7 +119,7 @@ async fn a_cloud_that_is_named_is_listened_to_at_once() {
     let answer = text("TRUE").insert_header("Metadata-Flavor", "Google");
     events.respond_with(answer).mount(&server).await;
     let config = config::Notice { cloud: CloudChoice::Gcp, ..config(&server.uri()) };
-    let source = CloudSource::new(&config, Arc::default(), "a").unwrap();
+    let source = CloudSource::new(&config, &Identity::default(), "a").unwrap();
     let (events, mut receiver) = mpsc::channel(16);
     tokio::spawn(Box::new(source).run(events));
     assert_eq!(noticed(&mut receiver).await.id, "gcp:unknown:stop");
@@ -127,7 +127,7 @@ async fn a_cloud_that_is_named_is_listened_to_at_once() {
 
 #[tokio::test]
 async fn it_ends_when_nobody_listens() {
-    let source = CloudSource::new(&config("http://127.0.0.1:9"), Arc::default(), "a").unwrap();
+    let source = CloudSource::new(&config("http://127.0.0.1:9"), &Identity::default(), "a").unwrap();
     let (events, receiver) = mpsc::channel(1);
     let task = tokio::spawn(Box::new(source).run(events));
     drop(receiver);
@@ -137,6 +137,6 @@ async fn it_ends_when_nobody_listens() {
 #[test]
 fn addresses_are_checked_beforehand() {
     for wrong in ["169.254.169.254", "https://169.254.169.254", ""] {
-        assert!(CloudSource::new(&config(wrong), Arc::default(), "a").is_err(), "{wrong}");
+        assert!(CloudSource::new(&config(wrong), &Identity::default(), "a").is_err(), "{wrong}");
     }
 }

@@ -1,21 +1,13 @@
-//! Who is there: the containers of this host and the facts of the others, as the planner takes them.
+//! The containers of this host, as the planner takes them.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::future::join_all;
 use spothop_criu::{obstacles, tasks};
-use spothop_policy::{Facts, Host, HostState};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
 
-use crate::migration::message::{Answer, Probe, Request};
-use crate::migration::{Context, Error, chain, unpanicked};
-use crate::orchestrator::{Container, Image, Mode, Network, SharedMount};
-
-/// A host that does not answer within this time is of no use in an emergency of 120 seconds.
-const PROBE: Duration = Duration::from_secs(5);
+use super::for_policy;
+use crate::migration::{Context, Error, unpanicked};
+use crate::orchestrator::{Container, Mode, Network, SharedMount};
 
 /// A running container with all that speaks for and against moving it.
 #[derive(Debug, Clone)]
@@ -110,42 +102,6 @@ pub async fn containers(context: &Context) -> Result<Vec<Candidate>, Error> {
 pub async fn container(context: &Context, name: &str) -> Result<Candidate, Error> {
     let (container, networks) = tokio::try_join!(context.engine.inspect(name), context.engine.networks())?;
     Ok(unpanicked(spawn_blocking(move || Candidate::look(container, &networks)).await))
-}
-
-/// Asks all peers at once what they are and whether they could take containers with these images.
-pub async fn hosts(context: &Arc<Context>, images: Vec<Image>) -> Vec<Host> {
-    let probe = Probe { cpuinfo: context.capacity.cpuinfo(), images, urgent: context.is_leaving() };
-    join_all(context.config.peers.iter().map(|peer| {
-        let probe = probe.clone();
-        async move {
-            let asked = timeout(PROBE, ask(context, &peer.name, probe)).await;
-            let state = match asked.unwrap_or(Err(Error::TimedOut { step: "the probe", limit: PROBE })) {
-                Ok(facts) => HostState::Reachable(facts),
-                Err(failure) => HostState::Unreachable { reason: chain(&failure) },
-            };
-            Host { name: peer.name.clone(), state }
-        }
-    }))
-    .await
-}
-
-async fn ask(context: &Context, peer: &str, probe: Probe) -> Result<Facts, Error> {
-    let mut conversation = context.connect(peer, 1).await?;
-    let answer = conversation.ask(&Request::Probe(Box::new(probe)), "the probe", PROBE).await?;
-    let Answer::Facts(facts) = answer else { return Err(conversation.out_of_turn("the probe")) };
-    // It has answered; how it says goodbye does not matter.
-    let _ = conversation.close().await;
-    Ok(*facts)
-}
-
-/// A network as the planner takes it.
-#[must_use]
-pub fn for_policy(network: &Network) -> spothop_policy::Network {
-    spothop_policy::Network {
-        name: network.name.clone(),
-        driver: network.driver.clone(),
-        subnets: network.subnets.clone(),
-    }
 }
 
 /// What a tree takes on disk, in bytes. Entries that vanish or cannot be read count nothing: this is an estimate.
