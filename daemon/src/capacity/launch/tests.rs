@@ -146,6 +146,7 @@ fn only_want_of_room_is_a_reason_to_launch() {
         container: "c".to_owned(),
         name: "c".to_owned(),
         priority: 0,
+        next_best: None,
         obstacles: obstacles.iter().map(ToString::to_string).collect(),
         refusals: refusals.into_iter().map(|refusals| HostRefusal { host: "h".to_owned(), refusals }).collect(),
     };
