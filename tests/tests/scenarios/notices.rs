@@ -39,7 +39,7 @@ impl Drop for Foretold<'_> {
 }
 
 /// Takes the interruption back, and waits until no notice is in force.
-fn calm(scene: &Scene) {
+pub(crate) fn calm(scene: &Scene) {
     scene.cancel_notice("a").expect("a cancellation");
     scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
 }

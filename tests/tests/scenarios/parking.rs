@@ -1,12 +1,15 @@
 //! Containers in an object store: a bucket of an imitation of S3 on the client machine, or a directory.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Value;
+use spothop_tests::imds::Action;
 use spothop_tests::layout::CLIENT_ADDRESS;
 use spothop_tests::moto::{Moto, REGION};
 
 use crate::files;
+use crate::notices;
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::{ABORTED, Answer, DROP_INS, HOSTS, MOVED, REFUSED, Scene};
 
@@ -234,4 +237,43 @@ pub(crate) fn a_restore_that_fails_gives_the_checkpoint_back(scene: &Scene) {
     redis.verify().expect("the data of the beginning");
     scene.nothing_is_left("a", "r1", &["a"]);
     assert_eq!(place.parked("a")[0]["claimed_by"], "a");
+}
+
+/// Starts the other daemon again, whatever becomes of the scenario.
+struct Alone<'a>(&'a Scene);
+
+impl<'a> Alone<'a> {
+    fn of(scene: &'a Scene) -> Self {
+        scene.sh("b", "systemctl stop spothop");
+        Self(scene)
+    }
+}
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.output("b", ["systemctl", "start", "spothop"]) {
+            eprintln!("b has no daemon: {error}");
+        }
+    }
+}
+
+pub(crate) fn what_no_host_takes_is_parked_before_a_notices_deadline(scene: &Scene) {
+    const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n > /count; sleep 0.1; done";
+    let place = directory(scene);
+    let alone = Alone::of(scene);
+    scene.run("a", "p1", "--network=none redis", &["sh", "-c", COUNT]);
+    scene.eventually("a", "test $(docker exec p1 cat /count) -gt 20");
+
+    scene.notice("a", Action::Terminate, Duration::from_secs(30)).expect("a notice");
+
+    scene.eventually("a", "test -z \"$(docker ps -aq)\"");
+    notices::calm(scene);
+    drop(alone);
+    let parked = place.parked("a").pop().expect("a checkpoint");
+    assert_eq!((&parked["container"], &parked["committed"]), (&"p1".into(), &true.into()), "{parked:#}");
+    place.restored("a", &[parked["url"].as_str().expect("a URL")]);
+    let first: u32 = scene.sh("a", "docker exec p1 cat /count").parse().expect("a number");
+    assert!(first > 20, "it counts from the beginning: {first}");
+    scene.eventually("a", &format!("test $(docker exec p1 cat /count) -gt {first}"));
+    scene.sh("a", "docker rm -f p1");
 }
