@@ -162,6 +162,9 @@ impl<'t, 'r> Placement<'t, 'r> {
 
     /// Where it can be started anew, and how long it takes to send its files there, or why it cannot be.
     fn cold(&self, container: usize) -> Result<(usize, Duration), String> {
+        if self.table.request.never_cold {
+            return Err("spothop does not start containers elsewhere yet".to_owned());
+        }
         let about = self.table.containers[container];
         let mut best: Option<(i64, usize, Duration)> = None;
         for (host, there) in self.table.hosts.iter().enumerate() {

@@ -40,6 +40,9 @@ pub struct Request {
     /// Whether containers can be parked: there is an object store for them.
     #[serde(default)]
     pub can_park: bool,
+    /// Whether nobody would start a container anew elsewhere: then that is not the next best of anything.
+    #[serde(default)]
+    pub never_cold: bool,
 }
 
 /// What rules may know of a notice.

@@ -94,6 +94,7 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
         streams: context.config.transfer.connections,
         notice: super::occasion::of(context),
         can_park: context.config.parking.url.is_some(),
+        never_cold: true,
     };
     Ok(Planned {
         plan: context.config.policy.compiled().plan(&request),

@@ -194,6 +194,11 @@ fn what_is_not_moved_in_time_gets_the_first_possible_of_what_its_label_says() {
         ["third: label io.spothop.fallback: `keep` is nothing that can be done; write park, cold or drop"]
     );
     // With a parking place it is still a matter of time: 100 GiB do not go over in a minute.
-    let (text, _) = answer(&Request { can_park: true, ..request });
+    let with_parking = Request { can_park: true, ..request };
+    let (text, _) = answer(&with_parking);
     assert!(text.starts_with("first: cold Some(\"b\") by label io.spothop.fallback; not [\"park: takes 1"), "{text}");
+    // Nobody is relied on who does not do it.
+    let (text, _) = answer(&Request { never_cold: true, ..with_parking });
+    assert!(text.starts_with("first: drop None by label"), "{text}");
+    assert!(text.contains("cold: spothop does not start containers elsewhere yet"), "{text}");
 }
