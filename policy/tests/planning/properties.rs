@@ -204,7 +204,20 @@ proptest! {
     }
 
     #[test]
-    fn the_first_to_choose_moves_whenever_it_can(request in any_request()) {
+    fn the_first_to_choose_of_those_that_end_in_time_moves(request in any_request()) {
+        let ends_in_time = |c: &&Container| {
+            let alone = plan(&Request { containers: vec![(*c).clone()], ..request.clone() });
+            alone.moves.iter().any(|step| step.fits_deadline)
+        };
+        if let Some(highest) = request.containers.iter().filter(ends_in_time).map(|c| c.priority).max() {
+            let plan = plan(&request);
+            prop_assert!(plan.moves.iter().any(|step| step.priority == highest && step.fits_deadline));
+        }
+    }
+
+    #[test]
+    fn the_first_to_choose_moves_whenever_it_can_without_a_deadline(request in any_request()) {
+        let request = Request { budget: None, ..request };
         let movable = |c: &&Container| {
             plan(&Request { containers: vec![(*c).clone()], ..request.clone() }).stays.is_empty()
         };
