@@ -29,6 +29,9 @@ use tokio::time::timeout;
 /// For a question and its answer. Whoever knows the hosts is near, and is asked again anyway.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Silent connections are asked so often, [`LIMIT`] apart, before they are given up.
+const KEEPALIVES: u32 = 3;
+
 /// More than this is no answer: ten thousand nodes of Kubernetes in pages of 500 have 25 MB a page at most.
 const LONGEST_ANSWER: usize = 64 << 20;
 
@@ -160,7 +163,14 @@ impl Http {
             }
             None => builder.with_no_client_auth(),
         };
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        // A watch may be silent for as long as nothing changes: only the kernel can tell that the other end is no more.
+        tcp.set_keepalive(Some(LIMIT));
+        tcp.set_keepalive_interval(Some(LIMIT));
+        tcp.set_keepalive_retries(Some(KEEPALIVES));
+        let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
+        let connector = builder.wrap_connector(tcp);
         let token = access.token.as_deref().map(token).transpose()?;
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Ok(Self { client, token, secure: access.ca.is_some() })
