@@ -147,6 +147,14 @@ impl Target {
             let request = heard.ok_or_else(|| Error::HungUp { peer: source.peer().to_owned(), step: "a step" })?;
             self.room.renew();
             let restored = matches!(request, Request::Restore);
+            let runs_on = matches!(
+                request,
+                Request::Image { .. }
+                    | Request::Create
+                    | Request::Files
+                    | Request::Start
+                    | Request::Pages { frozen: false, .. }
+            );
             let answer = match request {
                 Request::Image { shipped } => self.have_image(source, shipped).await?,
                 Request::Create => self.create().await?,
@@ -177,6 +185,10 @@ impl Target {
                 // If the source does not hear this, it aborts, and says so when it is asked.
                 let _ = source.reply(&answer).await;
                 return Ok(());
+            }
+            // Said in the answer's place, which is when the source listens. What is frozen has nowhere better to go.
+            if let Some(notice) = self.context.notice_against(self.offer.urgent).filter(|_| runs_on) {
+                return Err(Error::UnderNotice { notice: notice.id });
             }
             source.reply(&answer).await?;
         }

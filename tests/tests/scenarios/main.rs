@@ -107,6 +107,7 @@ fn main() -> ExitCode {
         targets::a_certificate_is_rotated_without_a_restart,
         targets::a_host_that_is_not_in_the_inventory_is_refused_and_named_in_the_log,
         targets::a_name_that_is_taken_at_the_target_is_left_alone,
+        targets::a_target_that_is_taken_away_itself_gives_back_what_is_not_frozen,
         faults::a_failure_at_the_source_after_the_transfer_leaves_the_container_where_it_was,
         faults::a_failure_at_the_source_after_the_restore_leaves_the_container_where_it_was,
         faults::a_failure_at_the_target_after_the_restore_leaves_the_container_where_it_was,

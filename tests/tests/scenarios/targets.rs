@@ -1,5 +1,10 @@
 //! Targets that will not do: the container goes on where it is, and the reason is precise.
 
+use std::time::Duration;
+
+use spothop_tests::imds::Action;
+
+use crate::post_copy::{Client, Slow, writer};
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::{ABORTED, Answer, HOSTS, REFUSED, Scene};
 
@@ -143,4 +148,26 @@ pub(crate) fn a_name_that_is_taken_at_the_target_is_left_alone(scene: &Scene) {
     assert_eq!(scene.inspect("b", "r1")["Id"], theirs);
     scene.sh("b", "docker rm -f r1");
     scene.nothing_is_left("a", "r1", &["a", "b"]);
+}
+
+pub(crate) fn a_target_that_is_taken_away_itself_gives_back_what_is_not_frozen(scene: &Scene) {
+    // Half of what the slow link takes: the rounds go on for seconds.
+    writer(scene, "12", "");
+    let before = scene.inspect("a", "w1")["State"].clone();
+    let client = Client::of(scene);
+    let slow = Slow::link(scene);
+    let mut moving = scene.begin("a", "w1", "b");
+    moving.until("pre-copy(1)");
+
+    scene.notice("b", Action::Terminate, Duration::from_secs(120)).expect("a notice");
+
+    let (code, said) = moving.end();
+    drop(slow);
+    scene.cancel_notice("b").expect("a cancellation");
+    assert_eq!(code, ABORTED, "{said}");
+    assert!(said.contains("under notice itself") && !said.contains("frozen (after"), "{said}");
+    assert_eq!(scene.inspect("a", "w1")["State"], before);
+    client.assert_faithful();
+    scene.nothing_is_left("a", "w1", &HOSTS);
+    scene.eventually("b", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
 }
