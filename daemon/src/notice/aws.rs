@@ -10,7 +10,6 @@
 //!
 //! What is said longer ahead ([`outlook`]) is asked for by a loop of its own, so that no answer there keeps this question waiting.
 
-mod imds;
 pub(super) mod outlook;
 #[cfg(test)]
 mod tests;
@@ -20,26 +19,36 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use reqwest::{Client, Url, redirect};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
-use self::imds::{Imds, ImdsError};
 use self::outlook::{Document, Outlook, Reading};
 use super::complaint::Complaint;
-use super::{Action, Certainty, Cloud, Notice, NoticeEvent, NoticeSource};
+use super::detect::Probe;
+use super::metadata::{Answer, Dialect, Error, Service, TokenDialect, identifier};
+use super::{Action, Certainty, Cloud, Notice, NoticeEvent, NoticeSource, SourceError, UNKNOWN_INSTANCE};
 use crate::provider::Instance;
 
-/// Below `/latest/`.
-const INSTANCE_ACTION: &str = "meta-data/spot/instance-action";
-/// Below `/latest/`.
-const INSTANCE_ID: &str = "meta-data/instance-id";
-/// Below `/latest/`: a JSON object with, among others, `accountId`, `region` and `instanceId` (EC2 user guide, "Instance
-/// identity documents").
-const IDENTITY: &str = "dynamic/instance-identity/document";
-/// Stands for the instance while the service does not say its id. A notice must not wait for that.
-const UNKNOWN_INSTANCE: &str = "unknown";
+/// Version 2 alone: every question carries a session token (EC2 user guide, "Use the Instance Metadata Service").
+const DIALECT: Dialect = Dialect {
+    service: "Amazon EC2",
+    request: None,
+    answer: None,
+    tokens: Some(TokenDialect {
+        path: "latest/api/token",
+        ttl_header: "X-aws-ec2-metadata-token-ttl-seconds",
+        token_header: "X-aws-ec2-metadata-token",
+    }),
+};
+const INSTANCE_ACTION: &str = "latest/meta-data/spot/instance-action";
+const INSTANCE_ID: &str = "latest/meta-data/instance-id";
+/// A JSON object with, among others, `accountId`, `region` and `instanceId` (EC2 user guide, "Instance identity documents").
+const IDENTITY: &str = "latest/dynamic/instance-identity/document";
+
+/// By its token and its id.
+pub(super) static PROBE: Probe =
+    Probe { dialect: &DIALECT, path: INSTANCE_ID, query: &[], is_it: |body| body.trim().starts_with("i-") };
 
 /// Where to ask, and how often.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,26 +80,6 @@ impl Default for AwsOptions {
     }
 }
 
-/// Why a source cannot be made. Everything that can go wrong later is logged and tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum AwsSourceError {
-    /// There is no address to ask.
-    #[error("no endpoint of the AWS metadata service is configured; name one or turn AWS notices off")]
-    NoEndpoint,
-    /// An address is not an `http://` URL.
-    #[error("{endpoint:?} is not the http:// address of a metadata service, such as http://169.254.169.254")]
-    Endpoint {
-        /// The address as configured.
-        endpoint: String,
-    },
-    /// A poll interval of zero would keep a core busy.
-    #[error("the poll interval of the AWS metadata service must be longer than zero")]
-    PollInterval,
-    /// The HTTP client could not be set up.
-    #[error("cannot set up the HTTP client for the AWS metadata service: {0}")]
-    Client(#[from] reqwest::Error),
-}
-
 /// Polls the metadata service of the instance that this runs on.
 pub struct AwsSource {
     interruption: Interruption,
@@ -99,8 +88,7 @@ pub struct AwsSource {
 
 /// The loop that asks for an interruption notice, and for who we are.
 struct Interruption {
-    /// At least one; the first is in use.
-    endpoints: Vec<Imds>,
+    service: Service,
     poll_interval: Duration,
     /// As soon as the service has said it.
     instance: Arc<OnceLock<String>>,
@@ -113,28 +101,19 @@ struct Interruption {
 }
 
 impl AwsSource {
-    /// A source that has asked nothing yet. Uses neither proxies nor redirects: link-local is link-local.
-    pub fn new(options: AwsOptions) -> Result<Self, AwsSourceError> {
+    /// A source that has asked nothing yet.
+    ///
+    /// # Errors
+    /// [`SourceError`] for addresses that cannot be asked.
+    pub fn new(options: AwsOptions) -> Result<Self, SourceError> {
         if options.poll_interval.is_zero() || options.outlook_interval.is_zero() {
-            return Err(AwsSourceError::PollInterval);
+            return Err(SourceError::PollInterval { service: DIALECT.service });
         }
-        let client = Client::builder()
-            .no_proxy()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(options.request_timeout)
-            .timeout(options.request_timeout)
-            .build()?;
-        let imds = |endpoint: String| match Url::parse(&endpoint) {
-            Ok(url) if url.scheme() == "http" => Ok(Imds::new(client.clone(), url)),
-            _ => Err(AwsSourceError::Endpoint { endpoint }),
-        };
-        let endpoints = options.endpoints.into_iter().map(imds).collect::<Result<Vec<_>, _>>()?;
-        if endpoints.is_empty() {
-            return Err(AwsSourceError::NoEndpoint);
-        }
+        // Each loop has a client and a token of its own, so that neither waits for the other.
+        let service = || Service::new(&DIALECT, &options.endpoints, options.request_timeout);
         let instance = Arc::default();
         let ahead = Ahead {
-            endpoints: endpoints.clone(),
+            service: service()?,
             interval: options.outlook_interval,
             lead: options.maintenance_lead,
             instance: Arc::clone(&instance),
@@ -142,7 +121,7 @@ impl AwsSource {
             complaint: Complaint::default(),
         };
         let interruption = Interruption {
-            endpoints,
+            service: service()?,
             poll_interval: options.poll_interval,
             instance,
             identity: Identity::default(),
@@ -179,27 +158,26 @@ impl Interruption {
     }
 
     /// Asks for the notice, and for the instance's id as long as that is not known.
-    async fn poll(&mut self) -> Result<Option<InstanceAction>, ImdsError> {
-        let imds = &self.endpoints[0];
-        let body = imds.get(INSTANCE_ACTION).await?;
+    async fn poll(&mut self) -> Result<Option<InstanceAction>, Error> {
+        let body = self.service.get(INSTANCE_ACTION).await?;
         if self.instance.get().is_none() {
             // Asked second, and its failure is passed over, because a notice is worth more than a name: it is tried again
             // at the next poll.
-            let id = imds.get(INSTANCE_ID).await.ok().flatten();
-            if let Some(id) = id.as_deref().and_then(plain_id) {
+            let id = self.service.get(INSTANCE_ID).await.ok().flatten();
+            if let Some(id) = id.and_then(|answer| identifier(&answer.body)) {
                 let _ = self.instance.set(id);
             }
         }
-        self.identity.learn(imds).await;
-        let Some(body) = body else { return Ok(None) };
+        self.identity.learn(&mut self.service).await;
+        let Some(Answer { body, .. }) = body else { return Ok(None) };
         match InstanceAction::parse(&body) {
             Ok(action) => Ok(Some(action)),
-            Err(reason) => Err(imds.malformed(INSTANCE_ACTION, &body, reason)),
+            Err(reason) => Err(self.service.malformed(INSTANCE_ACTION, &body, reason)),
         }
     }
 
-    /// Writes the log lines about trouble, and turns to the next address when there was no answer.
-    fn report(&mut self, error: Option<&ImdsError>) {
+    /// Writes the log lines about trouble.
+    fn report(&mut self, error: Option<&Error>) {
         let Some(error) = error else {
             self.answered = true;
             if let Some(polls) = self.complaint.succeeded() {
@@ -217,15 +195,13 @@ impl Interruption {
                 tracing::debug!("still no AWS metadata service: {error}");
             }
         }
-        if error.is_transport() {
-            self.endpoints.rotate_left(1);
-        } else {
+        if !error.is_transport() {
             self.answered = true;
         }
     }
 
     /// What a poll's outcome changes. A poll that failed changes nothing: no answer is not "no notice".
-    fn digest(&mut self, outcome: Result<Option<InstanceAction>, ImdsError>) -> Vec<NoticeEvent> {
+    fn digest(&mut self, outcome: Result<Option<InstanceAction>, Error>) -> Vec<NoticeEvent> {
         let Ok(answer) = outcome else { return Vec::new() };
         let repeated = |notice: &Notice| answer.as_ref().is_some_and(|answer| answer.action == notice.action);
         if self.current.as_ref().is_some_and(repeated) {
@@ -281,8 +257,7 @@ impl NoticeSource for AwsSource {
 
 /// The loop that asks for what is said longer ahead.
 struct Ahead {
-    /// As those of the source, in an order of its own.
-    endpoints: Vec<Imds>,
+    service: Service,
     interval: Duration,
     lead: Duration,
     instance: Arc<OnceLock<String>>,
@@ -313,23 +288,19 @@ impl Ahead {
         }
     }
 
-    async fn read(&mut self, document: Document, instance: &str) -> Result<Vec<Notice>, ImdsError> {
-        let imds = &self.endpoints[0];
-        let Some(body) = imds.get(document.path()).await? else { return Ok(Vec::new()) };
+    async fn read(&mut self, document: Document, instance: &str) -> Result<Vec<Notice>, Error> {
+        let Some(Answer { body, .. }) = self.service.get(document.path()).await? else { return Ok(Vec::new()) };
         let reading = Reading { instance, now: Timestamp::now(), lead: self.lead };
-        document.read(&body, &reading).map_err(|reason| imds.malformed(document.path(), &body, reason))
+        document.read(&body, &reading).map_err(|reason| self.service.malformed(document.path(), &body, reason))
     }
 
-    fn report(&mut self, error: Option<&ImdsError>) {
+    fn report(&mut self, error: Option<&Error>) {
         let Some(error) = error else {
             self.complaint.succeeded();
             return;
         };
         if self.complaint.failed(Instant::now()) {
             tracing::warn!("what AWS plans for this instance cannot be read, asking on: {error}");
-        }
-        if error.is_transport() {
-            self.endpoints.rotate_left(1);
         }
     }
 }
@@ -345,12 +316,12 @@ struct Identity {
 
 impl Identity {
     /// Asks until there is an answer, whatever it is. Like the id it comes after the notice.
-    async fn learn(&mut self, imds: &Imds) {
+    async fn learn(&mut self, service: &mut Service) {
         if self.without || self.told.get().is_some() {
             return;
         }
-        let document = match imds.get(IDENTITY).await {
-            Ok(Some(document)) => document,
+        let document = match service.get(IDENTITY).await {
+            Ok(Some(document)) => document.body,
             Ok(None) => return self.forgo("there is no instance identity document"),
             Err(_) => return,
         };
@@ -402,12 +373,4 @@ impl InstanceAction {
     fn parse(body: &str) -> Result<Self, String> {
         serde_json::from_str(body).map_err(|error| error.to_string())
     }
-}
-
-/// The id, if that is what the text can be (`i-` and hexadecimal digits at EC2; imitations are less strict). It becomes part
-/// of a notice's id and is shown, so it has no odd characters.
-pub(super) fn plain_id(text: &str) -> Option<String> {
-    let id = text.trim();
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
-    ((1..=128).contains(&id.len()) && id.chars().all(plain)).then(|| id.to_owned())
 }

@@ -17,11 +17,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
-use super::aws::{AwsOptions, AwsSource};
+use super::aws::{self, AwsOptions, AwsSource};
 use super::azure::{self, AzureOptions, AzureSource};
 use super::complaint::Complaint;
 use super::gcp::{self, GcpOptions, GcpSource};
-use super::metadata::{Dialect, Error, Service, TokenDialect};
+use super::metadata::{Dialect, Error, Service};
 use super::shutdown::ShutdownSource;
 use super::termination::{Place, TerminationOptions, TerminationSource};
 use super::{Acknowledge, Action, Cloud, NoticeEvent, NoticeSource, SourceError, alibaba, tencent};
@@ -34,25 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest time between two rounds: what a host that boots slowly may lose of its first notice.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
-/// EC2's service, as far as it is asked whether it is there (see [`super::aws`]).
-const EC2: Dialect = Dialect {
-    service: "Amazon EC2",
-    request: None,
-    answer: None,
-    tokens: Some(TokenDialect {
-        path: "latest/api/token",
-        ttl_header: "X-aws-ec2-metadata-token-ttl-seconds",
-        token_header: "X-aws-ec2-metadata-token",
-    }),
-};
-/// By its token and its id.
-static EC2_PROBE: Probe = Probe {
-    dialect: &EC2,
-    path: "latest/meta-data/instance-id",
-    query: &[],
-    is_it: |body| body.trim().starts_with("i-"),
-};
 
 /// A question that the service of one cloud answers, and in a way that no other does.
 pub(super) struct Probe {
@@ -184,7 +165,7 @@ fn source_of(cloud: Cloud, config: &config::Notice, identity: &Identity) -> Resu
                 ..AwsOptions::default()
             })?;
             Some((
-                &EC2_PROBE,
+                &aws::PROBE,
                 endpoints,
                 Box::new(source.telling(Arc::clone(&identity.instance), Arc::clone(&identity.zone))),
             ))

@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::aws::outlook::{rebalance, scale_in};
-use super::aws::plain_id;
+use super::metadata::identifier;
 use super::{Action, Certainty, Cloud, Notice, NoticeEvent};
 use crate::provider::Instance;
 
@@ -181,7 +181,7 @@ fn health(event: Health, of: &Reading, is_us: impl Fn(&str) -> bool) -> Result<S
     let code = &event.event_type_code;
     let action = if code.contains("STOP") || code.contains("RETIREMENT") { Action::Stop } else { Action::Reboot };
     let arn = &event.event_arn;
-    let name = arn.rsplit('/').next().and_then(plain_id).ok_or_else(|| format!("{arn:?} is no event's ARN"))?;
+    let name = arn.rsplit('/').next().and_then(identifier).ok_or_else(|| format!("{arn:?} is no event's ARN"))?;
     let id = format!("{}:{name}:{action}", Cloud::Aws);
     if event.status_code.as_deref() == Some("closed") {
         return Ok(Said::Event { event: NoticeEvent::Cancelled { id }, alone });

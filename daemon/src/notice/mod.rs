@@ -44,9 +44,6 @@ const UNKNOWN_INSTANCE: &str = "unknown";
 /// Why a source cannot be made. Everything that can go wrong later is logged and tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// AWS's own.
-    #[error(transparent)]
-    Aws(#[from] aws::AwsSourceError),
     /// There is no address to ask.
     #[error("no endpoint of the metadata service of {service} is configured; name one, or another [notice] cloud")]
     NoEndpoint {

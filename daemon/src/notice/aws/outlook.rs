@@ -19,13 +19,12 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
-use super::plain_id;
+use crate::notice::metadata::identifier;
 use crate::notice::{Action, Certainty, Cloud, Notice, NoticeEvent};
 
-/// Below `/latest/`; so of the others.
-const REBALANCE: &str = "meta-data/events/recommendations/rebalance";
-const MAINTENANCE: &str = "meta-data/events/maintenance/scheduled";
-const LIFECYCLE: &str = "meta-data/autoscaling/target-lifecycle-state";
+const REBALANCE: &str = "latest/meta-data/events/recommendations/rebalance";
+const MAINTENANCE: &str = "latest/meta-data/events/maintenance/scheduled";
+const LIFECYCLE: &str = "latest/meta-data/autoscaling/target-lifecycle-state";
 
 /// One of the documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +123,7 @@ impl Maintenance {
     fn notice(&self, of: &Reading<'_>) -> Result<Option<Notice>, String> {
         let not_before = time(&self.not_before)?;
         let lead = SignedDuration::try_from(of.lead).unwrap_or(SignedDuration::MAX);
-        let event = plain_id(&self.event_id).ok_or_else(|| format!("{:?} is no event's id", self.event_id))?;
+        let event = identifier(&self.event_id).ok_or_else(|| format!("{:?} is no event's id", self.event_id))?;
         if self.state != "active" || not_before.duration_since(of.now) > lead {
             return Ok(None);
         }

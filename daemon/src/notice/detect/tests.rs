@@ -17,7 +17,7 @@ async fn service(cloud: Cloud, first: Vec<ResponseTemplate>) -> MockServer {
     match cloud {
         Cloud::Aws | Cloud::Alibaba => {
             let (token, probe) = match cloud {
-                Cloud::Aws => ("X-aws-ec2-metadata-token", &EC2_PROBE),
+                Cloud::Aws => ("X-aws-ec2-metadata-token", &aws::PROBE),
                 _ => ("X-aliyun-ecs-metadata-token", &alibaba::PROBE),
             };
             let put = Mock::given(method("PUT")).and(header_exists(format!("{token}-ttl-seconds").as_str()));
