@@ -6,18 +6,19 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fs,
     io::{self, ErrorKind},
-    net::{Ipv4Addr, SocketAddr},
     ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
 
+mod address;
 pub mod capacity;
+mod host;
 pub mod inventory;
 pub mod memory;
 mod notice;
@@ -25,7 +26,10 @@ mod parking;
 mod policy;
 pub mod units;
 
+pub use address::Address;
+pub(crate) use address::is_host_name;
 pub use capacity::Capacity;
+pub use host::Host;
 pub use inventory::Inventory;
 pub use memory::Memory;
 pub use notice::{
@@ -72,22 +76,6 @@ pub struct Config {
     pub transfer: Transfer,
     /// The programs that checkpoint and restore.
     pub criu: Criu,
-}
-
-/// `[host]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// The name by which peers know this host; its certificate carries it as DNS name. Default: the kernel's host name.
-    pub name: String,
-    /// Where to listen for peers. Default: port 7077 on every IPv4 address.
-    pub listen: SocketAddr,
-    /// The address that peers should use for this host, where it differs from what they would see (NAT, several
-    /// interfaces). Default: none.
-    pub advertise: Option<Address>,
-    /// The zone that this host is in, in its cloud's words (`eu-west-1a`). Default: what the metadata service says, if there is one.
-    pub zone: Option<String>,
-    /// What the operator says of this host, as keys and values, for whoever chooses a target. Default: nothing.
-    pub labels: BTreeMap<String, String>,
 }
 
 /// One `[[peers]]` entry.
@@ -203,79 +191,6 @@ pub struct Criu {
 impl Default for Criu {
     fn default() -> Self {
         Self { criu: PathBuf::from("criu"), runc: PathBuf::from("runc") }
-    }
-}
-
-/// `HOST:PORT` of another machine: an IP address or a DNS name, and a port (7077 if none was written).
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(into = "String")]
-pub struct Address {
-    host: String,
-    port: u16,
-}
-
-impl Address {
-    /// The IP address (IPv6 without brackets) or DNS name.
-    #[must_use]
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// The TCP port.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl fmt::Display for Address {
-    /// As `std::net::ToSocketAddrs` reads it: IPv6 addresses in brackets.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
-}
-
-impl From<SocketAddr> for Address {
-    fn from(socket: SocketAddr) -> Self {
-        Self { host: socket.ip().to_string(), port: socket.port() }
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> Self {
-        address.to_string()
-    }
-}
-
-impl std::str::FromStr for Address {
-    type Err = Problem;
-
-    fn from_str(text: &str) -> Result<Self, Problem> {
-        let bad = || Problem::BadAddress(text.to_owned());
-        if let Ok(socket) = text.parse::<SocketAddr>() {
-            return Ok(Self { host: socket.ip().to_string(), port: socket.port() });
-        }
-        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-        if let Ok(ip) = bare.unwrap_or(text).parse::<std::net::IpAddr>() {
-            return Ok(Self { host: ip.to_string(), port: DEFAULT_PORT });
-        }
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (host, port.parse().map_err(|_| bad())?),
-            None => (text, DEFAULT_PORT),
-        };
-        // Digits and dots only would be a mistyped IPv4 address, not a name.
-        let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
-        if port == 0 || numeric || !is_host_name(host) {
-            return Err(bad());
-        }
-        Ok(Self { host: host.to_owned(), port })
-    }
-}
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -401,7 +316,7 @@ pub enum ConfigError {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct File {
-    host: HostTable,
+    host: host::Table,
     peers: Vec<PeerTable>,
     inventory: Inventory,
     capacity: Capacity,
@@ -415,16 +330,6 @@ struct File {
     parking: Parking,
     transfer: Transfer,
     criu: Criu,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct HostTable {
-    name: Option<Spanned<String>>,
-    listen: Option<SocketAddr>,
-    advertise: Option<Address>,
-    zone: Option<String>,
-    labels: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -450,17 +355,6 @@ fn from_one_to_64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D
         .ok_or_else(|| de::Error::custom(format_args!("{number} is not between 1 and 64")))
 }
 
-/// A DNS name: labels of letters, digits and inner hyphens (and underscores, which container hosts do have).
-pub(crate) fn is_host_name(name: &str) -> bool {
-    let label_ok = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-    };
-    name.len() <= 253 && name.split('.').all(label_ok)
-}
-
 impl Config {
     /// Reads and checks a configuration file. `None` means [`DEFAULT_PATH`], which may be absent: then every value is its
     /// default. A path that somebody named must exist.
@@ -479,7 +373,7 @@ impl Config {
                 return Err(ConfigError::Read { path: path.to_owned(), source });
             }
         };
-        Self::parse(&text, path, &kernel_host_name())
+        Self::parse(&text, path, &host::kernel_host_name())
     }
 
     /// Checks a configuration's text. `path` is only for messages; `host_name` is the name if the text gives none.
@@ -514,25 +408,13 @@ impl File {
             place: Place::of(text, &span),
             problem,
         })?;
-        let own_name = match &self.host.name {
-            Some(name) if !is_host_name(name.get_ref()) => {
-                return Err(at(name, Problem::BadName(name.get_ref().clone())));
-            }
-            Some(name) => name.get_ref().clone(),
-            None if !is_host_name(host_name) => {
-                return Err(ConfigError::HostName {
-                    problem: Problem::BadName(host_name.to_owned()),
-                    path: path.to_owned(),
-                });
-            }
-            None => host_name.to_owned(),
-        };
+        let host = self.host.validate(text, path, host_name)?;
         let mut lines = BTreeMap::new();
         for PeerTable { name, .. } in &self.peers {
             let problem = if !is_host_name(name.get_ref()) {
                 Problem::BadName(name.get_ref().clone())
-            } else if *name.get_ref() == own_name {
-                Problem::SelfAsPeer(own_name)
+            } else if *name.get_ref() == host.name {
+                Problem::SelfAsPeer(host.name)
             } else if let Some(&first_line) = lines.get(name.get_ref()) {
                 Problem::DuplicatePeer { name: name.get_ref().clone(), first_line }
             } else {
@@ -542,13 +424,7 @@ impl File {
             return Err(at(name, problem));
         }
         Ok(Config {
-            host: Host {
-                name: own_name,
-                listen: self.host.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
-                advertise: self.host.advertise,
-                zone: self.host.zone,
-                labels: self.host.labels,
-            },
+            host,
             peers: self
                 .peers
                 .into_iter()
@@ -586,11 +462,6 @@ impl Place {
         let mark = "^".repeat(width);
         Self { line, column, excerpt: format!("{gutter} |\n{number} | {content}\n{gutter} | {indent}{mark}") }
     }
-}
-
-/// The kernel's host name, or nothing that would pass as one.
-fn kernel_host_name() -> String {
-    nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
