@@ -89,24 +89,28 @@ impl Switch {
     /// away has failed. A later cut in another direction adds to it.
     ///
     /// # Errors
-    /// [`crate::Error::Command`] with the words of `bridge` or `nft`.
+    /// [`crate::Error::Command`] with the words of `nft`.
     pub fn cut(&self, port: &str, direction: Direction) -> Result<()> {
-        // What the port sends is what the machine gets.
-        let hook = match direction {
-            Direction::Both => return self.set_port_state(port, "disabled"),
-            Direction::In => "egress",
-            Direction::Out => "ingress",
+        // What the port sends is what the machine gets. Not the bridge's own port state: a late word of the carrier opens a port again.
+        let hooks: &[&str] = match direction {
+            Direction::Both => &["egress", "ingress"],
+            Direction::In => &["egress"],
+            Direction::Out => &["ingress"],
         };
-        let chain = format!("{{ type filter hook {hook} device \"{port}\" priority 0; policy drop; }}");
-        self.nft(&format!("add table netdev {port}; add chain netdev {port} {hook} {chain}"))
+        let chain = |hook| {
+            format!(
+                "add chain netdev {port} {hook} {{ type filter hook {hook} device \"{port}\" priority 0; policy drop; }}"
+            )
+        };
+        let chains: Vec<String> = hooks.iter().map(chain).collect();
+        self.nft(&format!("add table netdev {port}; {}", chains.join("; ")))
     }
 
     /// Undoes every [`Switch::cut`] of the port.
     ///
     /// # Errors
-    /// [`crate::Error::Command`] with the words of `bridge` or `nft`.
+    /// [`crate::Error::Command`] with the words of `nft`.
     pub fn heal(&self, port: &str) -> Result<()> {
-        self.set_port_state(port, "forwarding")?;
         // Added first, because deleting what is not there is an error.
         self.nft(&format!("add table netdev {port}; delete table netdev {port}"))
     }
@@ -155,10 +159,6 @@ impl Switch {
     fn nft(&self, commands: &str) -> Result<()> {
         let namespace = format!("--net={}", self.layout.switch_namespace_file().display());
         run(&mut command("nsenter", [&namespace, "nft", commands])).map(drop)
-    }
-
-    fn set_port_state(&self, port: &str, state: &str) -> Result<()> {
-        run(&mut command("bridge", ["-n", &self.namespace, "link", "set", "dev", port, "state", state])).map(drop)
     }
 }
 
