@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::labels;
+use crate::rates::Leaves;
 use crate::refusal::Refusal;
 
 /// What becomes of the container's address when it moves.
@@ -67,6 +68,9 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
     /// Processor time that it uses, in thousandths of a processor, on average since it began. 0: nobody has looked.
     pub cpu_milli: u64,
+    /// In which way its memory went when moving it from here was last aborted, where part of it was to follow. `None`: it never was.
+    #[serde(default)]
+    pub failed_by: Option<Leaves>,
     /// Mounts that the target must have already: directories by their path on the host, volumes by their name.
     pub mounts: Vec<String>,
 }

@@ -32,7 +32,7 @@ const APART: u64 = 64 << 20;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Estimates {
-    /// How memory leaves this host.
+    /// How memory leaves this host, at best. Which way each container's goes is decided for it ([`mode`](crate::mode)).
     pub leaves: Leaves,
     /// To hosts that nothing is known of: measured over all, else the defaults.
     pub everywhere: Rates,
@@ -69,7 +69,8 @@ impl Estimates {
         self.peers.get(peer).unwrap_or(&self.everywhere)
     }
 
-    /// How long it takes to move a container of this name, with so much memory and so many other bytes, to a host.
+    /// How long it takes to move a container of this name, with so much memory and so many other bytes, to a host, so that all of it is
+    /// there before it runs.
     pub fn predict(&self, peer: &str, container: &str, memory_bytes: u64, other_bytes: u64) -> Times {
         self.stages(peer, container, memory_bytes, other_bytes).times()
     }
@@ -77,7 +78,13 @@ impl Estimates {
     /// The same in its parts.
     pub(crate) fn stages(&self, peer: &str, container: &str, memory_bytes: u64, other_bytes: u64) -> Stages {
         let habits = self.habits.get(container).copied().unwrap_or_default();
-        self.rates(peer).stages(&Load { memory_bytes, other_bytes, leaves: self.leaves, habits })
+        let leaves = self.all_at_once();
+        self.rates(peer).stages(&Load { memory_bytes, other_bytes, leaves, habits })
+    }
+
+    /// The best way in which nothing follows.
+    pub fn all_at_once(&self) -> Leaves {
+        self.leaves.max(Leaves::PreCopy)
     }
 
     /// What leaves this host at most, in bytes per second: as much as the fastest target took. More than that nobody has seen.
@@ -90,7 +97,9 @@ fn estimate<'s>(samples: impl Iterator<Item = &'s Sample> + Clone, leaves: Leave
     let rates = samples.clone().filter_map(|sample| sample.counted.running.rate());
     let bytes_per_second = slow_rate(rates, before.bytes_per_second);
     let frozen_rates = samples.clone().filter_map(|sample| sample.counted.frozen.rate());
-    let alike = samples.clone().filter(|sample| sample.counted.leaves.is_dumped() == leaves.is_dumped());
+    // Until its memory has followed the source counts it as frozen: that says nothing of what a freeze costs.
+    let told = samples.clone().filter(|sample| sample.counted.followed_bytes == 0);
+    let alike = told.filter(|sample| sample.counted.leaves.is_dumped() == leaves.is_dumped());
     let freezes: Vec<_> = alike.map(|sample| (sample.counted.memory_bytes, sample.freeze())).take(NEWEST).collect();
     let (freeze, freeze_per_gib) = line(&freezes, before);
     Rates {

@@ -13,6 +13,9 @@ pub const AVOID: &str = "io.spothop.avoid";
 /// `io.spothop.fallback=park|cold|drop[,…]`: what becomes of it when it cannot be moved in time; the first that is possible.
 pub const FALLBACK: &str = "io.spothop.fallback";
 
+/// `io.spothop.post-copy=never`: all of its memory is at the target before it runs there, whatever the source's configuration says.
+pub const POST_COPY: &str = "io.spothop.post-copy";
+
 /// The parts of a label's value: between commas, without the blanks around them, the empty ones left out.
 pub(crate) fn words(value: Option<&String>) -> impl Iterator<Item = &str> {
     value.into_iter().flat_map(|value| value.split(',')).map(str::trim).filter(|word| !word.is_empty())

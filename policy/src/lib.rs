@@ -5,10 +5,11 @@
 //!
 //! 1. `constraints`: what a host must meet; each miss is a typed [`Refusal`] with its figures. [`Rules`] are the operator's own.
 //! 2. `cost`: what it costs to send a container to a host, in seconds of moving, by the operator's [`Weights`].
-//! 3. `table`: both, for every container and every host.
-//! 4. `search`: who goes where, so that most are safe in time, and among such plans the cheapest. Nothing is promised twice.
-//! 5. `schedule`: the order in which to go, and what ends before the deadline; `timetable` shares the link among those that send.
-//! 6. `placement`: all of it in words, and what to do with those that are left ([`Fallback`]).
+//! 3. [`mode`]: in which way its memory would go there.
+//! 4. `table`: both, for every container and every host.
+//! 5. `search`: who goes where, so that most are safe in time, and among such plans the cheapest. Nothing is promised twice.
+//! 6. `schedule`: the order in which to go, and what ends before the deadline; `timetable` shares the link among those that send.
+//! 7. `placement`: all of it in words, and what to do with those that are left ([`Fallback`]).
 //!
 //! How long each move takes is predicted from what earlier ones measured ([`Sample`]): [`Estimates`] makes [`Rates`] of them.
 //! [`simulation`] plays mass reclaims with many sources that plan at once.
@@ -22,6 +23,7 @@ mod estimates;
 mod fallback;
 mod host;
 pub mod labels;
+pub mod mode;
 mod placement;
 mod plan;
 pub mod post_copy;

@@ -37,7 +37,8 @@ impl<'t, 'r> Placement<'t, 'r> {
         // The one that is best for the plan as a whole comes first, the others as they would cost.
         candidates.sort_by_key(|one| (one.host != *target, one.cost.total_us(), one.host.clone()));
         let about = self.table.containers[container];
-        let predicted = self.table.pairs[container][host].offer.as_ref().map(|offer| offer.times).unwrap_or_default();
+        let offer = self.table.pairs[container][host].offer.as_ref();
+        let predicted = offer.map(|offer| offer.times).unwrap_or_default();
         Move {
             container: about.id.clone(),
             name: about.name.clone(),
@@ -45,7 +46,8 @@ impl<'t, 'r> Placement<'t, 'r> {
             target: target.clone(),
             candidates,
             refusals,
-            mode: self.table.request.estimates.leaves,
+            mode: offer.map(|offer| offer.mode).unwrap_or_default(),
+            why_mode: self.table.mode(container, host).map(|choice| choice.to_string()).unwrap_or_default(),
             streams: self.table.request.streams,
             predicted,
             starts_after: span.0,
@@ -89,6 +91,7 @@ impl<'t, 'r> Placement<'t, 'r> {
                     let reason = format!("{score}; costs {cost}");
                     candidates.push(Candidate {
                         host: about.name.clone(),
+                        mode: offer.mode,
                         score,
                         cost,
                         reason,

@@ -104,6 +104,9 @@ pub struct Move {
     /// How its memory goes.
     #[serde(default)]
     pub mode: Leaves,
+    /// Why so, and in no better way.
+    #[serde(default)]
+    pub why_mode: String,
     /// Over how many connections.
     #[serde(default)]
     pub streams: usize,

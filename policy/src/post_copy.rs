@@ -15,6 +15,11 @@ const NOTICEABLE: Duration = Duration::from_millis(500);
 /// piece by piece come more slowly than all of them in a row, and because a link may be shared with others by then.
 const MARGIN: u32 = 2;
 
+/// The time that must be left for what takes so long to follow.
+pub(crate) fn in_reserve(sending: Duration) -> Duration {
+    sending.saturating_mul(MARGIN).saturating_add(AFTER)
+}
+
 /// Why what is left of the memory is sent under the freeze.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnderFreeze {
@@ -39,7 +44,7 @@ pub fn may_follow(left_bytes: u64, rounds: &[Round], time_left: Option<Duration>
         return Err(UnderFreeze::Short);
     }
     match time_left {
-        Some(left) if sending.saturating_mul(MARGIN).saturating_add(AFTER) > left => Err(UnderFreeze::Deadline),
+        Some(left) if in_reserve(sending) > left => Err(UnderFreeze::Deadline),
         _ => Ok(sending),
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cost::Cost;
 use crate::quantity::Bytes;
-use crate::rates::Times;
+use crate::rates::{Leaves, Times};
 
 /// What a host is like for a container. What decides is its [`Cost`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ impl fmt::Display for Score {
 pub struct Candidate {
     /// The host's name.
     pub host: String,
+    /// How its memory would go there.
+    #[serde(default)]
+    pub mode: Leaves,
     /// What it is like.
     pub score: Score,
     /// What it costs to go there.

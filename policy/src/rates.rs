@@ -73,6 +73,7 @@ impl Rates {
             frozen: sending(load.frozen_bytes(), self.frozen_bytes_per_second),
             running_rate: self.bytes_per_second,
             frozen_rate: self.frozen_bytes_per_second,
+            follows: load.leaves == Leaves::PostCopy,
         }
     }
 
@@ -97,21 +98,31 @@ pub(crate) struct Stages {
     pub(crate) running_rate: u64,
     /// In bytes per second.
     pub(crate) frozen_rate: u64,
+    /// Whether what is left is sent when the container runs at the target already.
+    pub(crate) follows: bool,
 }
 
 impl Stages {
-    /// Each rounded up to a millisecond.
+    /// Until it runs, each rounded up to a millisecond.
     pub(crate) fn times(&self) -> Times {
-        let frozen = self.freeze.saturating_add(self.frozen);
+        let frozen = self.freeze.saturating_add(if self.follows { Duration::ZERO } else { self.frozen });
         let before = self.prepare.saturating_add(self.running);
         Times { total: whole(before.saturating_add(frozen)), frozen: whole(frozen) }
     }
+
+    /// Until nothing of it is at the source any more, rounded up to a millisecond.
+    pub(crate) fn until_whole(&self) -> Duration {
+        let before = self.prepare.saturating_add(self.running);
+        whole(before.saturating_add(self.freeze.saturating_add(self.frozen)))
+    }
 }
 
-/// How the memory of a container leaves its host.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// How the memory of a container leaves its host, the best first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Leaves {
+    /// In rounds while it runs; what was written meanwhile follows when it runs at the target already, where that is worth it.
+    PostCopy,
     /// In rounds while it runs, and what was written meanwhile once it is frozen.
     #[default]
     PreCopy,
@@ -121,10 +132,11 @@ pub enum Leaves {
     Dump,
 }
 
-/// As the configuration has it: `pre-copy`, `stop-and-copy`, `dump`.
+/// As the configuration has it: `post-copy`, `pre-copy`, `stop-and-copy`, `dump`.
 impl fmt::Display for Leaves {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::PostCopy => "post-copy",
             Self::PreCopy => "pre-copy",
             Self::StopAndCopy => "stop-and-copy",
             Self::Dump => "dump",
@@ -137,7 +149,7 @@ impl Leaves {
     /// tmpfs and a restore from one 1.9 s, on the machines this was built on.
     const fn walk(self) -> Duration {
         Duration::from_millis(match self {
-            Self::PreCopy | Self::StopAndCopy => 200,
+            Self::PostCopy | Self::PreCopy | Self::StopAndCopy => 200,
             Self::Dump => 2_000,
         })
     }
@@ -165,15 +177,15 @@ impl Load {
     /// Bytes that are sent while it runs.
     fn running_bytes(&self) -> u64 {
         self.other_bytes.saturating_add(match self.leaves {
-            Leaves::PreCopy => share(self.memory_bytes, self.habits.sent_ppm),
+            Leaves::PostCopy | Leaves::PreCopy => share(self.memory_bytes, self.habits.sent_ppm),
             Leaves::StopAndCopy | Leaves::Dump => 0,
         })
     }
 
-    /// Bytes that are sent while it is frozen.
+    /// Bytes that are sent once it is frozen.
     fn frozen_bytes(&self) -> u64 {
         match self.leaves {
-            Leaves::PreCopy => share(self.memory_bytes, self.habits.left_ppm),
+            Leaves::PostCopy | Leaves::PreCopy => self.habits.left_of(self.memory_bytes),
             Leaves::StopAndCopy | Leaves::Dump => self.memory_bytes,
         }
     }
@@ -194,6 +206,13 @@ impl Default for Habits {
     /// at 5,000.
     fn default() -> Self {
         Self { sent_ppm: WHOLE, left_ppm: WHOLE / 10 }
+    }
+}
+
+impl Habits {
+    /// How much of so much memory is left for the freeze, in bytes.
+    pub(crate) fn left_of(&self, memory_bytes: u64) -> u64 {
+        share(memory_bytes, self.left_ppm)
     }
 }
 
@@ -291,6 +310,7 @@ mod tests {
         // 1 GiB / 100 MB/s = 10.737 s; 1 s until it is frozen, 0.5 s and CRIU's walk afterwards.
         let predict = |leaves| in_millis(Rates::without_experience(leaves).predict(&load(leaves, GIB)));
         assert_eq!(predict(Leaves::PreCopy), (13_512, 1_774));
+        assert_eq!(predict(Leaves::PostCopy), (12_438, 700));
         assert_eq!(predict(Leaves::StopAndCopy), (12_438, 11_438));
         assert_eq!(predict(Leaves::Dump), (14_238, 13_238));
     }

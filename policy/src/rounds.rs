@@ -34,7 +34,7 @@ pub enum Enough {
 }
 
 /// So little goes over within what freezing and dumping takes anyway.
-const LITTLE: u64 = 4 << 20;
+pub(crate) const LITTLE: u64 = 4 << 20;
 
 /// A round must leave less than this part of what the one before left.
 const PROGRESS: f64 = 0.75;

@@ -44,6 +44,9 @@ pub struct Counted {
     pub running: Sent,
     /// Everything that was sent while it was frozen: files, memory, CRIU's images.
     pub frozen: Sent,
+    /// Bytes of memory that were left at the freeze and followed when the container ran at the target already.
+    #[serde(default)]
+    pub followed_bytes: u64,
     /// For how much of that time CRIU was dumping meanwhile, so that it held nobody up.
     #[serde(rename = "hidden_micros", with = "micros")]
     pub hidden: Duration,
@@ -78,12 +81,12 @@ impl Sample {
     /// Millionths of the memory that were sent in rounds, and that were left for the freeze (files and all); none where there were
     /// no rounds.
     pub(crate) fn shares(&self) -> Option<(u64, u64)> {
-        let Counted { leaves, memory_bytes, rounds_bytes, frozen, .. } = self.counted;
+        let Counted { leaves, memory_bytes, rounds_bytes, frozen, followed_bytes, .. } = self.counted;
         let share = |bytes: u64| {
             u64::try_from(u128::from(bytes) * u128::from(WHOLE) / u128::from(memory_bytes.max(1))).unwrap_or(u64::MAX)
         };
-        let has_rounds = leaves == Leaves::PreCopy && memory_bytes > 0 && rounds_bytes > 0;
-        has_rounds.then(|| (share(rounds_bytes), share(frozen.bytes)))
+        let has_rounds = leaves <= Leaves::PreCopy && memory_bytes > 0 && rounds_bytes > 0;
+        has_rounds.then(|| (share(rounds_bytes), share(frozen.bytes.saturating_add(followed_bytes))))
     }
 }
 
@@ -127,6 +130,11 @@ mod tests {
         };
         assert_eq!((sample.prepare(), sample.freeze()), (ms(500), ms(400)));
         assert_eq!(sample.shares(), Some((1_000_000, 976)));
+        let followed = Sample {
+            counted: Counted { leaves: Leaves::PostCopy, followed_bytes: 1 << 29, ..counted },
+            ..sample.clone()
+        };
+        assert_eq!(followed.shares(), Some((1_000_000, 500_976)));
         let dumped = Sample { counted: Counted { leaves: Leaves::Dump, ..counted }, ..sample };
         assert_eq!(dumped.shares(), None);
     }

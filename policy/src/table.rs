@@ -8,9 +8,10 @@ use crate::container::Container;
 use crate::cost::{Cost, Tariff};
 use crate::fallback::NextBest;
 use crate::host::{CpuVerdict, Facts, Host, HostState};
+use crate::mode::{self, Choice, Question};
 use crate::plan::Request;
 use crate::rank::Score;
-use crate::rates::Times;
+use crate::rates::{Leaves, Times};
 use crate::refusal::Refusal;
 use crate::timetable::Job;
 
@@ -30,6 +31,8 @@ pub(crate) struct Offer {
     pub(crate) cost: Cost,
     /// Its total.
     pub(crate) cost_us: i64,
+    /// How its memory would go.
+    pub(crate) mode: Leaves,
     pub(crate) times: Times,
     pub(crate) job: Job,
     /// Bytes that come to lie on the target's disk. Two containers of one image that the target lacks count it twice: which of them
@@ -95,6 +98,13 @@ impl<'r> Table<'r> {
             let said =
                 |word| format!("{}: label {}: {}", container.name, crate::labels::FALLBACK, NextBest::unknown(word));
             notes.extend(unknown.into_iter().map(said));
+            if let Some(word) = container.labels.get(crate::labels::POST_COPY).filter(|word| word.trim() != "never") {
+                let label = crate::labels::POST_COPY;
+                notes.push(format!(
+                    "{}: label {label}: `{word}` is not `never`, which is taken to be meant",
+                    container.name
+                ));
+            }
         }
 
         let mut order: Vec<usize> = (0..containers.len()).collect();
@@ -118,6 +128,12 @@ impl<'r> Table<'r> {
     /// What a host is like; none of one that has not answered.
     pub(crate) fn facts(&self, host: usize) -> Option<&'r Facts> {
         facts(self.hosts[host])
+    }
+
+    /// Why its memory would go there as it would; none of a host that has not answered.
+    pub(crate) fn mode(&self, container: usize, host: usize) -> Option<Choice> {
+        let offer = self.pairs[container][host].offer.as_ref()?;
+        Some(choose(self.request, &self.tariff, self.containers[container], self.hosts[host], offer.disk_bytes))
     }
 
     /// The pair's offer, if nothing speaks against the host and it has room for this container alone.
@@ -219,8 +235,22 @@ fn offer(
 ) -> Offer {
     let image_present = facts.images.contains(&container.image);
     let disk_bytes = container.disk_bytes.saturating_add(if image_present { 0 } else { container.image_bytes });
-    let stages = request.estimates.stages(&host.name, &container.name, container.memory_bytes, disk_bytes);
+    let Choice { mode, stages, .. } = choose(request, tariff, container, host, disk_bytes);
     let times = stages.times();
     let cost = tariff.of(container, facts, &times, disk_bytes);
-    Offer { cost, cost_us: cost.total_us(), times, job: Job::new(&stages, &times, link), disk_bytes, image_present }
+    Offer { cost, cost_us: cost.total_us(), mode, times, job: Job::new(&stages, link), disk_bytes, image_present }
+}
+
+fn choose(request: &Request, tariff: &Tariff<'_>, container: &Container, host: &Host, other_bytes: u64) -> Choice {
+    mode::choose(&Question {
+        best: request.estimates.leaves,
+        memory_bytes: container.memory_bytes,
+        other_bytes,
+        habits: request.estimates.habits.get(&container.name).copied(),
+        rates: request.estimates.rates(&host.name),
+        budget: request.budget,
+        weights: tariff.weights,
+        never_post_copy: container.labels.contains_key(crate::labels::POST_COPY),
+        failed_by: container.failed_by,
+    })
 }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::rates::{LONGEST, Stages, Times, nanos, whole};
+use crate::rates::{LONGEST, Stages, nanos, whole};
 
 /// A part of a link's rate is counted in so many parts.
 const WHOLE_LINK: u128 = 1_000_000;
@@ -21,8 +21,8 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// `times` are those of the stages.
-    pub(crate) fn new(stages: &Stages, times: &Times, link: u64) -> Self {
+    /// With what follows the container: until then the source is needed.
+    pub(crate) fn new(stages: &Stages, link: u64) -> Self {
         let part = |rate: u64| (u128::from(rate) * WHOLE_LINK / u128::from(link.max(1))).clamp(1, WHOLE_LINK);
         let mut parts = [
             (stages.prepare.as_nanos(), 0),
@@ -30,10 +30,11 @@ impl Job {
             (stages.freeze.as_nanos(), 0),
             (stages.frozen.as_nanos(), part(stages.frozen_rate)),
         ];
+        let alone = stages.until_whole();
         // Times are rounded up: what that adds belongs to it as well, so that one after the other they add up.
         let all: u128 = parts.iter().map(|(left, _)| left).sum();
-        parts[2].0 += times.total.as_nanos().saturating_sub(all);
-        Self { stages: parts, alone: times.total }
+        parts[2].0 += alone.as_nanos().saturating_sub(all);
+        Self { stages: parts, alone }
     }
 }
 
@@ -152,8 +153,9 @@ mod tests {
             frozen: Duration::from_secs(frozen),
             running_rate: 100 * MB,
             frozen_rate: 100 * MB,
+            follows: false,
         };
-        Job::new(&stages, &stages.times(), link)
+        Job::new(&stages, link)
     }
 
     fn ends(jobs: &[Job], concurrency: usize) -> Vec<f64> {
@@ -197,8 +199,9 @@ mod tests {
             frozen: LONGEST,
             running_rate: 1,
             frozen_rate: u64::MAX,
+            follows: false,
         };
-        let job = Job::new(&long, &long.times(), u64::MAX);
+        let job = Job::new(&long, u64::MAX);
         for (_, end) in run(&[job; 5], 3) {
             assert_eq!(end, LONGEST);
         }

@@ -149,7 +149,7 @@ pub(super) fn plan(plan: &Plan) -> String {
 }
 
 fn planned_move(out: &mut String, number: usize, planned: &Move) {
-    let Move { name, target, predicted, ends_after, fits_deadline, mode, .. } = planned;
+    let Move { name, target, predicted, ends_after, fits_deadline, mode, why_mode, .. } = planned;
     let late = if *fits_deadline { "" } else { "; AFTER THE DEADLINE" };
     // Writing into a string cannot fail, here and below.
     let _ = writeln!(
@@ -159,6 +159,9 @@ fn planned_move(out: &mut String, number: usize, planned: &Move) {
         show_duration(predicted.frozen),
         show_duration(*ends_after)
     );
+    if !why_mode.is_empty() {
+        let _ = writeln!(out, "   why {mode}: {why_mode}");
+    }
     next_best(out, planned.next_best.as_ref());
     for candidate in &planned.candidates {
         let mark = if candidate.host == *target { '*' } else { ' ' };

@@ -7,7 +7,8 @@ use spothop_criu::memory::tracking::Method;
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Memory {
-    /// How a container that leaves this host is read. Default: `pre-copy`.
+    /// The best way in which a container that leaves this host may be read; the planner takes it or a lower one for each. Default:
+    /// `pre-copy`.
     pub mode: Mode,
     /// How the pages are found that were written since they were sent. Default: `auto`, the best that this host's kernel can do.
     pub tracking: Tracking,

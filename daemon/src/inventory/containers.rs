@@ -79,6 +79,8 @@ impl Candidate {
             labels: self.container.labels.clone(),
             // Where nobody can tell, it weighs nothing.
             cpu_milli: tasks::cpu_milli(self.init_pid).unwrap_or(0),
+            // Only the journal knows.
+            failed_by: None,
             mounts: self.container.recipe.shared_mounts.iter().map(SharedMount::name).collect(),
         }
     }

@@ -1,8 +1,10 @@
 //! What migrations have measured, for the predictions of the next.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use rusqlite::params;
-use spothop_policy::{Counted, Sample};
+use spothop_policy::{Counted, Leaves, Sample};
 
 use super::{Journal, JournalError};
 use crate::migration::{Phase, Side};
@@ -22,6 +24,20 @@ impl Journal {
             )?;
             Ok(())
         })
+    }
+
+    /// Containers, by their ids here, with an aborted migration whose memory was to follow, and how it went.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn aborted_while_following(&self) -> Result<HashMap<String, Leaves>, JournalError> {
+        const SQL: &str = "
+            SELECT DISTINCT m.container_id FROM measurement s JOIN migration m ON m.id = s.migration AND m.side = ?1
+            WHERE m.verdict = 'abort' AND s.counted ->> '$.leaves' = ?2";
+        let values = [Side::Source.to_string(), Leaves::PostCopy.to_string()];
+        let ids: Vec<String> =
+            self.read("read measurements", |c| c.prepare_cached(SQL)?.query_map(values, |row| row.get(0))?.collect())?;
+        Ok(ids.into_iter().map(|id| (id, Leaves::PostCopy)).collect())
     }
 
     /// What migrations from here measured whose container runs at its target, the newest first, and at most `each` of them for

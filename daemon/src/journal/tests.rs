@@ -1,4 +1,4 @@
-use spothop_policy::{Counted, Sample};
+use spothop_policy::{Counted, Leaves, Sample};
 
 use super::*;
 use crate::api::Outcome;
@@ -390,4 +390,17 @@ fn what_somebody_acts_upon_is_on_disk_and_the_rest_goes_there_with_it() {
     assert_eq!(synchronous(), 1);
     journal.decide("m1", Side::Source, Verdict::Commit, None, at(9)).unwrap();
     assert_eq!(synchronous(), 2);
+}
+
+#[test]
+fn what_was_aborted_while_its_memory_was_to_follow_is_known_by_its_container() {
+    let (_directory, journal) = journal();
+    let failed = |journal: &Journal| journal.aborted_while_following().unwrap().into_keys().collect::<Vec<_>>();
+    let follows = Counted { leaves: Leaves::PostCopy, ..counted(7) };
+    run(&journal, "m1", "b", Phase::Running);
+    journal.count("m1", "b", &follows).unwrap();
+    run(&journal, "m2", "b", Phase::Aborted);
+    assert!(failed(&journal).is_empty(), "one moved, and of the other all was sent");
+    journal.count("m2", "b", &follows).unwrap();
+    assert_eq!(failed(&journal), [new(Side::Source).container_id]);
 }

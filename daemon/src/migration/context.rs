@@ -1,11 +1,11 @@
 //! What every migration on this host shares.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use jiff::Timestamp;
-use spothop_policy::Estimates;
+use spothop_policy::{Estimates, Leaves};
 use spothop_transfer::Credentials;
 use tokio::sync::{Notify, watch};
 
@@ -103,7 +103,16 @@ impl Context {
     pub async fn estimates(&self) -> Result<Estimates, Error> {
         let journal = Arc::clone(&self.journal);
         let read = tokio::task::spawn_blocking(move || journal.samples(Estimates::SAMPLES));
-        Ok(Estimates::learn(&unpanicked(read.await)?, self.ways.leaves()))
+        Ok(Estimates::learn(&unpanicked(read.await)?, self.ways.best()))
+    }
+
+    /// In which way the memory of a container of this host went when moving it was aborted while part of it was to follow.
+    ///
+    /// # Errors
+    /// The journal's.
+    pub async fn failed_by(&self) -> Result<HashMap<String, Leaves>, Error> {
+        let journal = Arc::clone(&self.journal);
+        Ok(unpanicked(tokio::task::spawn_blocking(move || journal.aborted_while_following()).await)?)
     }
 
     /// The handle on a migration that the journal knows.

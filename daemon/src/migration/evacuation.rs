@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use spothop_policy::{Estimates, Fallback, Move, NextBest, Plan, Request};
+use spothop_policy::{Estimates, Fallback, Leaves, Move, NextBest, Plan, Request};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tracing::{error, info, warn};
@@ -84,9 +84,14 @@ pub async fn plan(context: &Arc<Context>, question: &Question) -> Result<Planned
     let images = candidates.iter().map(|candidate| candidate.container.image.clone()).collect();
     let mut hosts = inventory::hosts(context, images).await;
     hosts.retain(|host| question.to.as_ref().is_none_or(|name| *name == host.name));
+    let failed_by = context.failed_by().await?;
+    let for_policy = |candidate: &Candidate| spothop_policy::Container {
+        failed_by: failed_by.get(&candidate.container.id).copied(),
+        ..candidate.for_policy()
+    };
     let request = Request {
         source: context.capacity.as_source(&context.config.host.name),
-        containers: candidates.iter().map(Candidate::for_policy).collect(),
+        containers: candidates.iter().map(for_policy).collect(),
         hosts,
         budget: question.budget,
         estimates: context.estimates().await?,
@@ -285,6 +290,12 @@ impl Mover {
         self.errand.tell(End { container: self.step.container.clone(), failed });
     }
 
+    /// Post-copy, or where that was aborted once what comes after it.
+    async fn unless_it_failed(&self) -> Leaves {
+        let failed = self.context.failed_by().await.map(|all| all.contains_key(&self.step.container));
+        if failed.unwrap_or(true) { Leaves::PreCopy } else { Leaves::PostCopy }
+    }
+
     /// Tries the plan's hosts in their order until one has the container; returns whether that has failed.
     async fn run(&self) -> bool {
         let attempts = if self.errand.insists() { usize::MAX } else { 1 };
@@ -302,6 +313,11 @@ impl Mover {
                     return true;
                 }
             };
+            // An attempt at another host may have failed since the plan was made.
+            let mode = match host.mode {
+                Leaves::PostCopy => self.unless_it_failed().await,
+                mode => mode,
+            };
             let job = Job {
                 id: std::mem::replace(&mut id, Uuid::now_v7().to_string()),
                 // Pids are below 2^22 on Linux.
@@ -311,6 +327,7 @@ impl Mover {
                 disk_bytes: self.disk_bytes,
                 target: host.host.clone(),
                 predicted: host.predicted,
+                mode,
                 bytes_per_second: self.estimates.rates(&host.host).bytes_per_second,
                 cause,
                 deadline,

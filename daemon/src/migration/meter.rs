@@ -36,6 +36,12 @@ impl Meter {
         (counted.leaves, counted.memory_bytes, counted.waited) = (leaves, memory_bytes, waiting_since.elapsed());
     }
 
+    /// So much of the memory follows when the container runs at the target already.
+    pub(super) fn follows(&self, bytes: u64) {
+        let counted = &mut self.lock().counted;
+        (counted.leaves, counted.followed_bytes) = (Leaves::PostCopy, bytes);
+    }
+
     /// The target has so many bytes (before compression) since `began`.
     pub(super) fn sent(&self, what: What, bytes: u64, began: Instant) {
         let mut counts = self.lock();

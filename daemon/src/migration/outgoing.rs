@@ -42,13 +42,18 @@ impl<'a> Outgoing<'a> {
         meter: &'a Meter,
         limit: &'a Limit,
     ) -> Self {
-        let memory = context.ways.outgoing(job.init_pid).map(|memory| Arc::new(Mutex::new(memory)));
+        let memory = context.ways.outgoing(job.init_pid, job.mode).map(|memory| Arc::new(Mutex::new(memory)));
         Self { context, track, job, memory, meter, limit, rounds: Vec::new(), may_follow: false, follows: false }
     }
 
     /// Target and container are such that memory may follow.
     pub(super) fn let_follow(&mut self) {
         self.may_follow = true;
+    }
+
+    /// Whether part of it is to follow.
+    pub(super) fn follows(&self) -> bool {
+        self.follows
     }
 
     /// Whether it goes over page by page, and not in CRIU's images.
@@ -85,6 +90,10 @@ impl<'a> Outgoing<'a> {
         if self.may_follow {
             let admitted = post_copy::may_follow(left, &self.rounds, self.limit.left());
             self.follows = admitted.is_ok();
+            if self.follows {
+                // What cannot be put off is little, and is counted among what is sent now as well.
+                self.meter.follows(left);
+            }
             match admitted {
                 Ok(sending) => {
                     info!(migration = %self.track.id, left, ?sending, "what is left of the memory will follow")

@@ -12,10 +12,10 @@ use spothop_criu::memory::ConstantParent;
 use spothop_criu::netns::Silencing;
 use spothop_criu::runtime_state::RuntimeState;
 use spothop_criu::{tasks, watches};
-use spothop_policy::Times;
+use spothop_policy::{Leaves, Times};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::ending::{Ending, Held};
 use super::gate::{Gate, Ticket};
@@ -31,7 +31,7 @@ use crate::api::Outcome;
 use crate::capacity::Promise;
 use crate::files::{self, ArchiveStream, Snapshot, Tree, TreeName};
 use crate::journal::NewMigration;
-use crate::orchestrator::{Container, LABEL_POST_COPY, Mode, OldCopy, Volume};
+use crate::orchestrator::{Container, Mode, OldCopy, Volume};
 use crate::parking;
 use crate::setup::docker::RUNTIME_PATH;
 
@@ -61,6 +61,8 @@ pub struct Job {
     pub target: String,
     /// How long it is predicted to take.
     pub predicted: Times,
+    /// How its memory goes, at best.
+    pub mode: Leaves,
     /// How fast memory is predicted to go there while the container runs.
     pub bytes_per_second: u64,
     /// A notice's id, or `manual`.
@@ -110,9 +112,14 @@ pub async fn run(context: Arc<Context>, job: Job) -> Result<Outcome, Error> {
         limit = limit.passed() => Err(Error::TimedOut { step: "the migration", limit }),
         () = brink.withdrawn(&context, &job) => Err(Error::Withdrawn { notice: job.cause.clone() }),
     };
-    let held = source.held;
+    let (held, follows) = (source.held, source.memory.follows());
     let ending = Ending::new(Arc::clone(&context), track.clone(), job.container.id.clone(), job.target.clone());
-    Ok(ending.conclude(restored, held).await)
+    let outcome = ending.conclude(restored, held).await;
+    if outcome == Outcome::Aborted && follows {
+        // So that the next attempt goes another way.
+        track.counted(&job.target, meter.counted()).await;
+    }
+    Ok(outcome)
 }
 
 /// One attempt.
@@ -186,25 +193,16 @@ impl Source<'_> {
         }
         let now = unpanicked(spawn_blocking(move || tasks::memory(init_pid)).await)?;
         self.memory_bytes = self.job.memory_bytes.max(now);
-        self.meter.begin(self.context.ways.leaves(), self.memory_bytes, since);
+        // Whether any of it follows is decided at the freeze.
+        self.meter.begin(self.job.mode.max(Leaves::PreCopy), self.memory_bytes, since);
         Ok(())
     }
 
     /// Whether memory may follow the container. Not where nothing but CRIU keeps its tasks frozen ([`freeze_behind_criu`]): they are
     /// given away by then, and must not run whatever becomes of CRIU.
     fn may_follow(&self) -> Result<bool, Error> {
-        if !self.memory.is_paged() || !self.context.ways.post_copy() {
-            return Ok(false);
-        }
-        let allowed = match self.job.container.labels.get(LABEL_POST_COPY).map(|value| value.trim()) {
-            None => true,
-            Some("never") => false,
-            Some(other) => {
-                warn!(migration = %self.track.id, value = other, "the label {LABEL_POST_COPY} knows only `never`, which is taken to be meant");
-                false
-            }
-        };
-        Ok(allowed && Freezer::of_pid(self.job.init_pid)?.version() == CgroupVersion::V2)
+        let wanted = self.memory.is_paged() && self.job.mode == Leaves::PostCopy;
+        Ok(wanted && Freezer::of_pid(self.job.init_pid)?.version() == CgroupVersion::V2)
     }
 
     async fn reserve(&mut self, target: &mut Conversation) -> Result<(), Error> {
@@ -308,8 +306,10 @@ impl Source<'_> {
         if !volumes.is_empty() {
             self.track.intend(Step::Depart { volumes }).await?;
         }
-        let context = Arc::clone(self.context);
-        self.parent = unpanicked(spawn_blocking(move || context.ways.parent()).await)?;
+        if self.memory.is_paged() {
+            let context = Arc::clone(self.context);
+            self.parent = unpanicked(spawn_blocking(move || context.ways.parent()).await)?;
+        }
         let init_pid = self.job.init_pid;
         // A container that is gone by now cannot be frozen either, which says why.
         self.watched = unpanicked(spawn_blocking(move || watches::watched(init_pid)).await).unwrap_or_default();

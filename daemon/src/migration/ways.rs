@@ -22,7 +22,8 @@ pub struct Ways {
     parent: Mutex<Option<ConstantParent>>,
     tracking: Option<Method>,
     lazy: bool,
-    post_copy: bool,
+    /// The best of the ladder that is allowed and can be done.
+    best: Leaves,
 }
 
 impl Ways {
@@ -42,8 +43,13 @@ impl Ways {
             parent.as_ref().filter(|_| wanted.mode < Mode::StopAndCopy).and_then(|_| tracking(wanted.tracking));
         let lazy = wanted.restore == Restore::Lazy && features.lazy_pages;
         info!(paged = parent.is_some(), ?tracking, lazy, "ways of memory");
-        let post_copy = wanted.mode == Mode::PostCopy && tracking.is_some();
-        Self { criu: criu.clone(), scratch: scratch.to_owned(), parent: Mutex::new(parent), tracking, lazy, post_copy }
+        let best = match (&parent, tracking, wanted.mode) {
+            (None, ..) => Leaves::Dump,
+            (Some(_), None, _) => Leaves::StopAndCopy,
+            (Some(_), Some(_), Mode::PostCopy) => Leaves::PostCopy,
+            (Some(_), Some(_), _) => Leaves::PreCopy,
+        };
+        Self { criu: criu.clone(), scratch: scratch.to_owned(), parent: Mutex::new(parent), tracking, lazy, best }
     }
 
     /// For a dump without pages; none where CRIU dumps them. Blocks for some 100 ms if CRIU is not the one that it was.
@@ -58,23 +64,15 @@ impl Ways {
         Ok(parent.clone())
     }
 
-    /// The memory of a container that leaves page by page.
-    pub(super) fn outgoing(&self, init_pid: i32) -> Option<Memory> {
-        self.lock().as_ref().map(|_| Memory::new(init_pid, self.tracking))
+    /// The memory of a container that leaves page by page; none where CRIU dumps it.
+    pub(super) fn outgoing(&self, init_pid: i32, mode: Leaves) -> Option<Memory> {
+        let method = self.tracking.filter(|_| mode < Leaves::StopAndCopy);
+        self.lock().as_ref().filter(|_| mode < Leaves::Dump).map(|_| Memory::new(init_pid, method))
     }
 
-    /// How the memory of a container leaves.
-    pub(super) fn leaves(&self) -> Leaves {
-        match (self.lock().is_some(), self.tracking) {
-            (false, _) => Leaves::Dump,
-            (true, None) => Leaves::StopAndCopy,
-            (true, Some(_)) => Leaves::PreCopy,
-        }
-    }
-
-    /// Whether memory may follow a container that leaves this host.
-    pub(super) fn post_copy(&self) -> bool {
-        self.post_copy
+    /// The best way in which the memory of a container may leave.
+    pub(super) fn best(&self) -> Leaves {
+        self.best
     }
 
     /// Whether what comes page by page runs before all of it is in place.

@@ -49,9 +49,6 @@ pub const LABEL_PREFIX: &str = "io.spothop.";
 pub const MIGRATION: &str = "io.spothop.migration";
 /// Label `io.spothop.migrate=never`: leave this container alone.
 pub const LABEL_MIGRATE: &str = "io.spothop.migrate";
-/// Label `io.spothop.post-copy=never`: this container has all of its memory at the target before it runs there, whatever the host's
-/// configuration says.
-pub const LABEL_POST_COPY: &str = "io.spothop.post-copy";
 /// Label `io.spothop.priority=<integer>`: higher goes first, default 0.
 pub const LABEL_PRIORITY: &str = "io.spothop.priority";
 /// Label `io.spothop.mount.<destination>=shared`: the target has this mount too, with the same contents.

@@ -146,6 +146,7 @@ async fn prepare(
         disk_bytes,
         target: url.to_owned(),
         predicted,
+        mode: estimates.all_at_once(),
         bytes_per_second: estimates.rates(url).bytes_per_second,
         cause: cause.to_owned(),
         deadline,

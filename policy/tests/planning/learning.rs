@@ -62,15 +62,16 @@ fn any_sample() -> impl Strategy<Value = Sample> {
     let bytes = || prop_oneof![Just(0), Just(u64::MAX), 0..64 * GIB];
     let time = || prop_oneof![Just(0), Just(u64::MAX), 0..600_000_000u64].prop_map(Duration::from_micros);
     let sent = move || (bytes(), time()).prop_map(|(bytes, time)| Sent { bytes, time });
-    let leaves = prop::sample::select(vec![Leaves::PreCopy, Leaves::StopAndCopy, Leaves::Dump]);
-    let counted = (leaves, bytes(), bytes(), sent(), sent(), time(), time()).prop_map(
-        |(leaves, memory_bytes, rounds_bytes, running, frozen, hidden, waited)| Counted {
+    let leaves = prop::sample::select(vec![Leaves::PostCopy, Leaves::PreCopy, Leaves::StopAndCopy, Leaves::Dump]);
+    let counted = (leaves, bytes(), bytes(), bytes(), sent(), sent(), time(), time()).prop_map(
+        |(leaves, memory_bytes, rounds_bytes, followed_bytes, running, frozen, hidden, waited)| Counted {
             leaves,
             memory_bytes,
             waited,
             rounds_bytes,
             running,
             frozen,
+            followed_bytes,
             hidden,
         },
     );

@@ -7,8 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use spothop_policy::{
-    Container, CpuVerdict, Estimates, Facts, Host, HostState, NetworkIdentity, Rates, Refusal, Request, Version,
-    labels, plan,
+    Container, CpuVerdict, Estimates, Facts, Habits, Host, HostState, Leaves, NetworkIdentity, Rates, Refusal, Request,
+    Version, labels, plan,
 };
 
 use crate::support::{MIB, bridge, container, facts, request, source};
@@ -83,8 +83,13 @@ fn any_container() -> impl Strategy<Value = Container> {
 
 fn any_request() -> impl Strategy<Value = Request> {
     let budget = proptest::option::of((0..120_000u64).prop_map(Duration::from_millis));
-    (any_hosts(), vec(any_container(), 0..12), budget, 0..1_000_000_000u64, 0..4usize).prop_map(
-        |(hosts, mut containers, budget, bytes_per_second, concurrency)| {
+    let leaves = select(vec![Leaves::PostCopy, Leaves::PreCopy, Leaves::StopAndCopy, Leaves::Dump]);
+    let habits = vec((0..5u64, 0..4_000_000u64, 0..1_200_000u64), 0..5);
+    let habits = habits.prop_map(|all| {
+        all.into_iter().map(|(n, sent_ppm, left_ppm)| (format!("name-{n}"), Habits { sent_ppm, left_ppm })).collect()
+    });
+    (any_hosts(), vec(any_container(), 0..12), budget, 0..1_000_000_000u64, 0..4usize, (leaves, habits)).prop_map(
+        |(hosts, mut containers, budget, bytes_per_second, concurrency, (leaves, habits))| {
             for (n, container) in containers.iter_mut().enumerate() {
                 // Names may be shared (by containers of two engines); ids may not.
                 container.name = format!("name-{}", n % 5);
@@ -96,6 +101,8 @@ fn any_request() -> impl Strategy<Value = Request> {
                 hosts,
                 budget,
                 estimates: Estimates {
+                    leaves,
+                    habits,
                     everywhere: Rates { bytes_per_second, ..Rates::default() },
                     ..Estimates::default()
                 },
@@ -238,7 +245,9 @@ proptest! {
     }
 
     #[test]
-    fn moves_are_in_order_and_one_after_the_other_their_times_add_up(request in any_request()) {
+    fn moves_are_in_order_and_one_after_the_other_their_times_add_up(mut request in any_request()) {
+        // What follows is needed here longer than until the container runs there, which is what is predicted.
+        request.estimates.leaves = request.estimates.all_at_once();
         let plan = plan(&request);
         let order = |m: &spothop_policy::Move| {
             (!m.fits_deadline, std::cmp::Reverse(m.priority), m.predicted.total, m.name.clone(), m.container.clone())
@@ -260,6 +269,19 @@ proptest! {
         }
         let all_over = plan.moves.iter().map(|step| step.ends_after).max().unwrap_or_default();
         prop_assert!(all_over <= clock.saturating_add(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn no_way_is_better_than_allowed_and_each_is_explained(request in any_request()) {
+        let plan = plan(&request);
+        for step in &plan.moves {
+            prop_assert!(step.mode >= request.estimates.leaves && !step.why_mode.is_empty());
+            prop_assert_eq!(step.mode, step.candidates[0].mode);
+            if step.mode == Leaves::PostCopy {
+                let there = step.starts_after.saturating_add(step.predicted.total);
+                prop_assert!(step.ends_after.saturating_add(Duration::from_millis(1)) >= there);
+            }
+        }
     }
 
     #[test]

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         prediction::predictions_come_nearer_to_the_truth_with_every_move_and_outlive_the_daemon,
         rounds::a_deadline_that_is_near_cuts_the_rounds_short_and_the_container_is_moved_before_it,
         post_copy::a_container_that_writes_faster_than_the_link_runs_before_all_of_its_memory_is_there,
+        post_copy::after_an_abort_of_a_move_whose_memory_was_to_follow_it_goes_another_way,
         post_copy::a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing,
         post_copy::what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container_or_one_that_starts_anew,
         post_copy::a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_container_starts_anew,

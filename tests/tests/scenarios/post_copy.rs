@@ -12,7 +12,7 @@ use spothop_tests::torture::fault::PAGER;
 use spothop_tests::torture::inside::{Inside, Process};
 
 use crate::memory::Configured;
-use crate::scene::{HOSTS, MOVED, Scene};
+use crate::scene::{ABORTED, HOSTS, MOVED, Scene};
 
 /// See there.
 const WRITER: &str = include_str!("programs/writer.py");
@@ -116,6 +116,42 @@ pub(crate) fn a_container_that_writes_faster_than_the_link_runs_before_all_of_it
     }
     eprintln!("longest gaps: {gaps:?}");
     assert!(gaps[2] < gaps[0], "{gaps:?}");
+}
+
+pub(crate) fn after_an_abort_of_a_move_whose_memory_was_to_follow_it_goes_another_way(scene: &Scene) {
+    let _configured = Configured::with(scene, POST_COPY);
+    scene.sh("a", "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet");
+    writer(scene, FAST, "");
+    let planned = |more: &[&str]| {
+        let plan = scene.spothop("a", &[&["plan", "w1", "--to", "b"], more].concat()).json;
+        let text = |key: &str| plan["moves"][0][key].as_str().unwrap_or_else(|| panic!("{plan:#}")).to_owned();
+        (text("mode"), text("why_mode"))
+    };
+    let (mode, why) = planned(&[]);
+    assert_eq!(mode, "post-copy", "{why}");
+    // Nothing follows before a deadline that leaves no time for what may go wrong.
+    let (mode, why) = planned(&["--in", "5s"]);
+    assert!(mode != "post-copy" && why.contains("not post-copy: may take"), "{mode}: {why}");
+
+    let client = Client::of(scene);
+    let slow = Slow::link(scene);
+    scene.sh("b", "echo 'target:restored error' > /run/spothop/failpoint");
+    let (code, said) = scene.begin("a", "w1", "b").end();
+    assert_eq!(code, ABORTED, "{said}");
+    let log = scene.sh("a", "journalctl -u spothop -n 200 --output=cat");
+    assert!(log.contains("what is left of the memory will follow"), "{log}");
+
+    // Also a daemon that was not there knows it.
+    scene.restart_daemon("a");
+    scene.eventually("a", "spothop hosts --json | grep -q reachable");
+    let (mode, why) = planned(&[]);
+    assert!(mode != "post-copy" && why.contains("not post-copy: the last attempt was aborted"), "{mode}: {why}");
+    scene.migrate("a", "w1", "b");
+    drop(slow);
+    client.assert_faithful();
+    assert!(!followed(scene));
+    scene.nothing_is_left("b", "w1", &HOSTS);
+    scene.sh("b", "docker rm -f w1");
 }
 
 pub(crate) fn a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing(scene: &Scene) {

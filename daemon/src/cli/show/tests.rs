@@ -90,6 +90,7 @@ fn a_plan() -> Plan {
             target: "b".to_owned(),
             candidates: vec![Candidate {
                 host: "b".to_owned(),
+                mode: Leaves::PreCopy,
                 score: Score { cpu_checked: true, image_present: true, free_memory_after_bytes: 6 << 30 },
                 cost: Cost::default(),
                 reason: "CPU compatible, image present, 6.0 GiB free afterwards".to_owned(),
@@ -100,6 +101,7 @@ fn a_plan() -> Plan {
                 refusals: vec![Refusal::Unreachable { reason: "connection refused".to_owned() }],
             }],
             mode: Leaves::PreCopy,
+            why_mode: "not post-copy: the last attempt was aborted".to_owned(),
             streams: 4,
             predicted: times(3_200, 620),
             starts_after: Duration::ZERO,
@@ -175,6 +177,7 @@ fn hosts_shows_room_or_why_not() {
 fn a_plan_gives_reasons_for_and_against() {
     insta::assert_snapshot!(plan(&a_plan()), @r"
     1. redis -> b by pre-copy: takes 3.20 s, frozen for 620 ms; done after 2m 05s; AFTER THE DEADLINE
+       why pre-copy: not post-copy: the last attempt was aborted
        > instead: cold on c, takes 2.00 s (label io.spothop.fallback)
          not park: no parking place is configured
        * b: CPU compatible, image present, 6.0 GiB free afterwards
