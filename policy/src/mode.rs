@@ -5,8 +5,9 @@
 //! - **Post-copy** where the label allows it, where no earlier one of this container was aborted, where so much is written that something
 //!   would follow, and where it has followed twice over before the deadline, as [`post_copy`](crate::post_copy) will ask for again at the
 //!   freeze, with what the rounds have measured by then.
-//! - Of all ways that end before the deadline the one that costs least, by the operator's weights of time and of downtime. So a container
-//!   that writes as fast as the link takes it, as its earlier migrations have shown, is not sent twice for a freeze that is hardly shorter.
+//! - Pre-copy where it ends before the deadline, whatever the container has written in earlier migrations: rounds that do not help end
+//!   themselves ([`rounds`](crate::rounds)), and cost time. To leave them out because of what was once, in another hour and on another
+//!   link, would cost downtime, and nothing would ever be measured that could put it right.
 //! - Where none ends in time, the soonest over.
 //!
 //! Pure, and for one container and one host, each as if it had the link to itself.
@@ -14,7 +15,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::cost::Weights;
 use crate::labels;
 use crate::post_copy;
 use crate::quantity::Bytes;
@@ -36,8 +36,6 @@ pub struct Question<'a> {
     pub rates: &'a Rates,
     /// Time left.
     pub budget: Option<Duration>,
-    /// What time and downtime are worth.
-    pub weights: &'a Weights,
     /// Whether its label forbids post-copy.
     pub never_post_copy: bool,
     /// In which way the last attempt to move it went that was aborted while its memory was to follow.
@@ -73,13 +71,6 @@ pub enum Against {
         /// Time left.
         left: Duration,
     },
-    /// The way that is taken costs less.
-    Dearer {
-        /// What this one takes until it is over.
-        total: Duration,
-        /// And for how long it freezes the container.
-        frozen: Duration,
-    },
 }
 
 impl fmt::Display for Against {
@@ -93,9 +84,6 @@ impl fmt::Display for Against {
             }
             Self::Late { takes, left } => {
                 write!(f, "may take {:.1} s, and only {:.1} s are left", seconds(takes), seconds(left))
-            }
-            Self::Dearer { total, frozen } => {
-                write!(f, "would take {:.1} s, frozen for {:.1} s, which costs more", seconds(total), seconds(frozen))
             }
         }
     }
@@ -132,28 +120,20 @@ pub fn choose(question: &Question<'_>) -> Choice {
             None => open.push((mode, stages)),
         }
     }
-    let in_time = |stages: &Stages| question.budget.is_none_or(|budget| stages.until_whole() <= budget);
-    // What is not in time is as bad as it is late; of what is, the cheapest. Of the same worth the better way comes first.
-    let worth = |stages: &Stages| if in_time(stages) { (0, question.cost(stages)) } else { (1, late(stages)) };
+    // What is in time is not late at all; of the same worth the better way comes first.
+    let late = |stages: &Stages| question.budget.map(|budget| stages.until_whole().saturating_sub(budget));
     let (mode, stages) = open
         .iter()
         .copied()
-        .min_by_key(|(_, stages)| worth(stages))
+        .min_by_key(|(_, stages)| late(stages))
         // Every ladder has a lower end that nothing forbids.
         .unwrap_or_else(|| (question.best, question.stages(question.best)));
-    passed.extend(open.iter().filter(|(other, _)| *other < mode).map(|(other, stages)| {
-        let total = stages.until_whole();
-        let against = match question.budget {
-            Some(left) if total > left => Against::Late { takes: total, left },
-            _ => Against::Dearer { total, frozen: stages.times().frozen },
-        };
-        (*other, against)
+    let better = open.into_iter().take_while(|(other, _)| *other < mode);
+    passed.extend(better.filter_map(|(other, stages)| {
+        // Without a deadline the best of what is open was taken.
+        question.budget.map(|left| (other, Against::Late { takes: stages.until_whole(), left }))
     }));
     Choice { mode, passed, stages }
-}
-
-fn late(stages: &Stages) -> i64 {
-    i64::try_from(stages.until_whole().as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Question<'_> {
@@ -161,15 +141,6 @@ impl Question<'_> {
         let Self { memory_bytes, other_bytes, .. } = *self;
         let habits = self.habits.unwrap_or_default();
         self.rates.stages(&Load { memory_bytes, other_bytes, leaves, habits })
-    }
-
-    /// Time and downtime until it runs, in nanoseconds of moving: rounding to milliseconds would make small ones equal.
-    fn cost(&self, stages: &Stages) -> i64 {
-        let frozen = stages.freeze.saturating_add(if stages.follows { Duration::ZERO } else { stages.frozen });
-        let total = stages.prepare.saturating_add(stages.running).saturating_add(frozen);
-        let worth = self.weights.time * total.as_secs_f64() + self.weights.downtime * frozen.as_secs_f64();
-        // Casts of floats saturate, which is what is wanted of what takes for ever.
-        (worth * 1e9) as i64
     }
 
     /// What speaks against a way whatever the others are like.
@@ -205,7 +176,7 @@ mod tests {
     const BUSY: Habits = Habits { sent_ppm: 2 * WHOLE, left_ppm: WHOLE * 95 / 100 };
 
     fn ask(change: impl FnOnce(&mut Question<'_>)) -> Choice {
-        let (rates, weights) = (Rates::default(), Weights::default());
+        let rates = Rates::default();
         let mut question = Question {
             best: Leaves::PostCopy,
             memory_bytes: GIB,
@@ -213,7 +184,6 @@ mod tests {
             habits: None,
             rates: &rates,
             budget: None,
-            weights: &weights,
             never_post_copy: false,
             failed_by: None,
         };
@@ -257,12 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn who_writes_as_fast_as_the_link_is_not_sent_twice_for_nothing() {
-        let choice = ask(|question| (question.best, question.habits) = (Leaves::PreCopy, Some(BUSY)));
-        assert_eq!(choice.mode, Leaves::StopAndCopy);
-        assert_eq!(choice.to_string(), "not pre-copy: would take 33.4 s, frozen for 10.9 s, which costs more");
-        // But where memory may follow that is what it is for.
-        assert_eq!(ask(|question| question.habits = Some(BUSY)).mode, Leaves::PostCopy);
+    fn what_it_wrote_once_forbids_no_rounds_while_there_is_time() {
+        let habits = |best, habits| ask(|question| (question.best, question.habits) = (best, Some(habits)));
+        assert_eq!(habits(Leaves::PreCopy, BUSY).mode, Leaves::PreCopy);
+        assert_eq!(habits(Leaves::PostCopy, BUSY).mode, Leaves::PostCopy);
     }
 
     #[test]
@@ -281,23 +249,6 @@ mod tests {
         assert_eq!(within(1).mode, Leaves::StopAndCopy, "the soonest over where nothing is in time");
     }
 
-    #[test]
-    fn who_minds_no_downtime_gets_none_of_the_work_to_avoid_it() {
-        let weights = Weights { downtime: 0.0, ..Weights::default() };
-        let choice = choose(&Question {
-            best: Leaves::PreCopy,
-            memory_bytes: GIB,
-            other_bytes: 0,
-            habits: None,
-            rates: &Rates::default(),
-            budget: None,
-            weights: &weights,
-            never_post_copy: false,
-            failed_by: None,
-        });
-        assert_eq!(choice.mode, Leaves::StopAndCopy);
-    }
-
     proptest! {
         #[test]
         fn whatever_is_asked_the_way_is_allowed_in_time_if_any_is_and_explained(
@@ -307,13 +258,11 @@ mod tests {
             habits in prop::option::of((0..10_000_000u64, 0..2_000_000u64)),
             rate in (0..1u64 << 34, 0..1u64 << 34),
             budget in prop::option::of(0..200_000u64),
-            weights in (0.0..100.0, 0.0..100.0),
             never_post_copy: bool,
             aborted: bool,
             less in 0..200_000u64,
         ) {
             let rates = Rates { bytes_per_second: rate.0, frozen_bytes_per_second: rate.1, ..Rates::default() };
-            let weights = Weights { time: weights.0, downtime: weights.1, ..Weights::default() };
             let question = Question {
                 best,
                 memory_bytes: memory_bytes >> (memory_bytes % 40),
@@ -321,7 +270,6 @@ mod tests {
                 habits: habits.map(|(sent_ppm, left_ppm)| Habits { sent_ppm, left_ppm }),
                 rates: &rates,
                 budget: budget.map(Duration::from_millis),
-                weights: &weights,
                 never_post_copy,
                 failed_by: aborted.then_some(Leaves::PostCopy),
             };

@@ -133,7 +133,7 @@ impl<'r> Table<'r> {
     /// Why its memory would go there as it would; none of a host that has not answered.
     pub(crate) fn mode(&self, container: usize, host: usize) -> Option<Choice> {
         let offer = self.pairs[container][host].offer.as_ref()?;
-        Some(choose(self.request, &self.tariff, self.containers[container], self.hosts[host], offer.disk_bytes))
+        Some(choose(self.request, self.containers[container], self.hosts[host], offer.disk_bytes))
     }
 
     /// The pair's offer, if nothing speaks against the host and it has room for this container alone.
@@ -235,13 +235,13 @@ fn offer(
 ) -> Offer {
     let image_present = facts.images.contains(&container.image);
     let disk_bytes = container.disk_bytes.saturating_add(if image_present { 0 } else { container.image_bytes });
-    let Choice { mode, stages, .. } = choose(request, tariff, container, host, disk_bytes);
+    let Choice { mode, stages, .. } = choose(request, container, host, disk_bytes);
     let times = stages.times();
     let cost = tariff.of(container, facts, &times, disk_bytes);
     Offer { cost, cost_us: cost.total_us(), mode, times, job: Job::new(&stages, link), disk_bytes, image_present }
 }
 
-fn choose(request: &Request, tariff: &Tariff<'_>, container: &Container, host: &Host, other_bytes: u64) -> Choice {
+fn choose(request: &Request, container: &Container, host: &Host, other_bytes: u64) -> Choice {
     mode::choose(&Question {
         best: request.estimates.leaves,
         memory_bytes: container.memory_bytes,
@@ -249,7 +249,6 @@ fn choose(request: &Request, tariff: &Tariff<'_>, container: &Container, host: &
         habits: request.estimates.habits.get(&container.name).copied(),
         rates: request.estimates.rates(&host.name),
         budget: request.budget,
-        weights: tariff.weights,
         never_post_copy: container.labels.contains_key(crate::labels::POST_COPY),
         failed_by: container.failed_by,
     })
