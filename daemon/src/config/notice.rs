@@ -165,6 +165,9 @@ pub struct GcpNotice {
     pub notice_period: Duration,
     /// The VM's `--instance-termination-action`. Default: `"stop"`, as Google's. The server does not say.
     pub reclaim: Reclaim,
+    /// Containers leave so long before the window of a maintenance that Google has planned, which it shows days ahead. Default: 10 min.
+    #[serde(deserialize_with = "super::positive_duration")]
+    pub maintenance_lead: Duration,
 }
 
 impl Default for GcpNotice {
@@ -173,6 +176,7 @@ impl Default for GcpNotice {
             endpoints: vec!["http://169.254.169.254".to_owned(), "http://metadata.google.internal".to_owned()],
             notice_period: Duration::from_secs(30),
             reclaim: Reclaim::default(),
+            maintenance_lead: Duration::from_secs(10 * 60),
         }
     }
 }

@@ -175,6 +175,7 @@ fn source_of(cloud: Cloud, config: &config::Notice, identity: &Identity) -> Resu
                 endpoints: config.gcp.endpoints.clone(),
                 notice_period: config.gcp.notice_period,
                 reclaim: action(config.gcp.reclaim),
+                maintenance_lead: config.gcp.maintenance_lead,
                 ..GcpOptions::default()
             };
             let source = GcpSource::new(&options)?;

@@ -13,8 +13,10 @@
 //!   a VM that was stopped for maintenance is started again.
 //!
 //! The two values are watched at the same time, each by a request of its own that waits at the server. A live migration is no
-//! reason to leave: it keeps memory and connections, and takes less than a second of the VM's time.
+//! reason to leave: it keeps memory and connections, and takes less than a second of the VM's time. What is planned days ahead
+//! ([`planned`]) is asked for by a loop of its own.
 
+mod planned;
 #[cfg(test)]
 mod tests;
 
@@ -26,9 +28,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use self::planned::Planned;
 use super::detect::Probe;
 use super::metadata::{Answer, Dialect, Error, Service, identifier};
-use super::polling::{InForce, Trouble};
+use super::polling::{InForce, Trouble, poll_forever};
 use super::{Action, Certainty, Cloud, Notice, NoticeEvent, NoticeSource, SourceError, UNKNOWN_INSTANCE};
 
 const DIALECT: Dialect = Dialect {
@@ -67,6 +70,10 @@ pub(super) struct GcpOptions {
     pub(super) request_timeout: Duration,
     /// Time between two questions when the server does not hold its answers back. Default 1 s.
     pub(super) poll_interval: Duration,
+    /// Time from one look at what is planned to the next. Default 5 s.
+    pub(super) outlook_interval: Duration,
+    /// Planned maintenance becomes a notice so long before its window begins. Default 10 min.
+    pub(super) maintenance_lead: Duration,
 }
 
 impl Default for GcpOptions {
@@ -78,6 +85,8 @@ impl Default for GcpOptions {
             wait: Duration::from_secs(60),
             request_timeout: Duration::from_secs(1),
             poll_interval: Duration::from_secs(1),
+            outlook_interval: Duration::from_secs(5),
+            maintenance_lead: Duration::from_secs(600),
         }
     }
 }
@@ -86,6 +95,8 @@ impl Default for GcpOptions {
 pub(super) struct GcpSource {
     preempted: Watch,
     maintenance: Watch,
+    planned: Planned,
+    outlook_interval: Duration,
 }
 
 impl GcpSource {
@@ -95,9 +106,10 @@ impl GcpSource {
     /// [`SourceError`] for addresses that cannot be asked.
     pub(super) fn new(options: &GcpOptions) -> Result<Self, SourceError> {
         let instance = Arc::default();
+        let service = || Service::new(&DIALECT, &options.endpoints, options.request_timeout);
         let watch = |meaning| -> Result<Watch, SourceError> {
             Ok(Watch {
-                service: Service::new(&DIALECT, &options.endpoints, options.request_timeout)?,
+                service: service()?,
                 meaning,
                 options: options.clone(),
                 instance: Arc::clone(&instance),
@@ -105,7 +117,14 @@ impl GcpSource {
                 in_force: InForce::default(),
             })
         };
-        Ok(Self { preempted: watch(Meaning::Preempted)?, maintenance: watch(Meaning::Maintenance)? })
+        let planned =
+            Planned::new(service()?, options.request_timeout, options.maintenance_lead, Arc::clone(&instance));
+        Ok(Self {
+            preempted: watch(Meaning::Preempted)?,
+            maintenance: watch(Meaning::Maintenance)?,
+            planned,
+            outlook_interval: options.outlook_interval,
+        })
     }
 }
 
@@ -114,12 +133,14 @@ impl NoticeSource for GcpSource {
         "gcp"
     }
 
-    fn run(mut self: Box<Self>, events: mpsc::Sender<NoticeEvent>) -> BoxFuture<'static, ()> {
+    fn run(self: Box<Self>, events: mpsc::Sender<NoticeEvent>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
+            let Self { mut preempted, mut maintenance, planned, outlook_interval } = *self;
             tokio::select! {
                 () = events.closed() => {}
-                () = self.preempted.follow(&events) => {}
-                () = self.maintenance.follow(&events) => {}
+                () = preempted.follow(&events) => {}
+                () = maintenance.follow(&events) => {}
+                () = poll_forever(planned, DIALECT.service, outlook_interval, events.clone()) => {}
             }
         })
     }
@@ -189,13 +210,7 @@ impl Watch {
         let Some(answer) = answer else {
             return Err(self.service.malformed(path, "404 Not Found", "every VM has this value"));
         };
-        if self.instance.get().is_none() {
-            // Asked second, and its failure is passed over, because a notice is worth more than a name.
-            let id = self.service.get(INSTANCE_ID).await.ok().flatten();
-            if let Some(id) = id.and_then(|answer| identifier(&answer.body)) {
-                let _ = self.instance.set(id);
-            }
-        }
+        learn(&mut self.service, &self.instance).await;
         let notices = match (self.meaning, answer.body.trim()) {
             (Meaning::Preempted, "FALSE") | (Meaning::Maintenance, "NONE") => Vec::new(),
             (Meaning::Preempted, "TRUE") | (Meaning::Maintenance, "TERMINATE_ON_HOST_MAINTENANCE") => {
@@ -224,11 +239,7 @@ impl Watch {
     }
 
     async fn maintenance(&mut self) -> Notice {
-        // Whether it comes back is worth one question, and the notice waits no longer than for that.
-        let restart = self.service.get(AUTOMATIC_RESTART).await.ok().flatten();
-        let restarts = restart.is_some_and(|answer| answer.body.trim().eq_ignore_ascii_case("TRUE"));
-        // Its disks stay in either case.
-        let action = if restarts { Action::Reboot } else { Action::Stop };
+        let action = action_at_maintenance(&mut self.service).await;
         self.notice("maintenance-", action, MAINTENANCE_NOTICE)
     }
 
@@ -247,4 +258,22 @@ impl Watch {
             received,
         }
     }
+}
+
+/// Asks for the VM's number, if it is not known. Asked second, and its failure is passed over, because a notice is worth more than a name.
+async fn learn(service: &mut Service, instance: &OnceLock<String>) {
+    if instance.get().is_none() {
+        let id = service.get(INSTANCE_ID).await.ok().flatten();
+        if let Some(id) = id.and_then(|answer| identifier(&answer.body)) {
+            let _ = instance.set(id);
+        }
+    }
+}
+
+/// What becomes of a VM that is not moved as it runs. Whether it comes back is worth one question, and the notice waits no longer than
+/// for that. Its disks stay in either case.
+async fn action_at_maintenance(service: &mut Service) -> Action {
+    let restart = service.get(AUTOMATIC_RESTART).await.ok().flatten();
+    let restarts = restart.is_some_and(|answer| answer.body.trim().eq_ignore_ascii_case("TRUE"));
+    if restarts { Action::Reboot } else { Action::Stop }
 }

@@ -1,6 +1,6 @@
 //! Google's metadata server, as "View and query VM metadata" and "Query metadata server for maintenance event notices" in the Compute Engine
 //! documentation describe it: `Metadata-Flavor: Google` in both directions (403 without), nothing that was forwarded, an `ETag` of every
-//! value, and `wait_for_change` with `last_etag` and `timeout_sec`.
+//! value, and `wait_for_change` with `last_etag` and `timeout_sec`. It is a VM of a family that shows no maintenance ahead (404) until one is foretold.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ fn value(metadata: &Metadata, path: &str) -> Option<String> {
         "scheduling/automatic-restart" => "TRUE".to_owned(),
         "scheduling/on-host-maintenance" => "TERMINATE".to_owned(),
         "scheduling/preemptible" => "TRUE".to_owned(),
-        _ => return None,
+        _ => return metadata.document(path),
     };
     Some(value)
 }
@@ -114,6 +114,19 @@ mod tests {
         assert_eq!(waited.1, "TRUE");
         // What has changed since is told at once.
         assert_eq!(get(&query).await, waited);
+    }
+
+    #[tokio::test]
+    async fn maintenance_is_shown_ahead_when_it_is_planned() {
+        let metadata = service(Cloud::Gcp);
+        let plan = crate::imds::ahead::upcoming_maintenance("2025-09-10T09:28:15Z".parse().unwrap());
+        let uri = format!("/{}?alt=json", plan.path);
+        let get = async || ask(&metadata, IPV4, Method::GET, &uri, &[GOOGLE], "").await;
+        assert_eq!(get().await.0, StatusCode::NOT_FOUND);
+        metadata.set_document(plan.path.to_owned(), Some(plan.body));
+        let said: serde_json::Value = serde_json::from_str(&get().await.2).unwrap();
+        assert_eq!(said["window_start_time"], "2025-09-10T09:28:15+00:00");
+        assert_eq!(said["window_end_time"], "2025-09-10T11:28:15+00:00");
     }
 
     #[tokio::test]

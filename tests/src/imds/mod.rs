@@ -166,6 +166,8 @@ impl Metadata {
             Some(body) => documents.insert(path, body),
             None => documents.remove(&path),
         };
+        drop(documents);
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// The document at a path below the version, if one was put out there.

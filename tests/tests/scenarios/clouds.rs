@@ -3,11 +3,13 @@
 use std::thread;
 use std::time::Duration;
 
-use jiff::Timestamp;
-use serde_json::Value;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
 use spothop_tests::events::{Events, Kind};
+use spothop_tests::imds::ahead::upcoming_maintenance;
 use spothop_tests::imds::{Action, Cloud};
 
+use crate::notices::{Foretold, calm, end};
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::Scene;
 
@@ -62,6 +64,32 @@ fn evacuated(scene: &Scene, cloud: Cloud, action: Action, lead: Duration, then: 
 pub(crate) fn googles_preemption_moves_redis_with_its_connection(scene: &Scene) {
     // The time is not told; thirty seconds are what Google gives.
     evacuated(scene, Cloud::Gcp, Action::Stop, Duration::from_secs(30), |_| {});
+}
+
+pub(crate) fn maintenance_that_google_plans_moves_redis_when_it_is_near_and_no_sooner(scene: &Scene) {
+    let _elsewhere = Elsewhere::of(scene, Cloud::Gcp);
+    let (redis, client) = under_load(scene, 16);
+    let keys = redis.key_count().expect("a number");
+    let mut events = Events::follow(scene, "a").expect("a stream of events");
+    let foretold = Foretold::of(scene, upcoming_maintenance(Timestamp::now() + SignedDuration::from_hours(24)));
+    scene.eventually("a", "journalctl -u spothop | grep -q 'Google plans maintenance from'");
+    assert_eq!(scene.spothop("a", &["status"]).json["notices"], json!([]));
+    drop(foretold);
+
+    // Brought forward.
+    let start = Timestamp::now() + SignedDuration::from_mins(5);
+    let foretold = Foretold::of(scene, upcoming_maintenance(start));
+    assert_eq!(end(&mut events), ("moved".to_owned(), None));
+
+    let report = assert_faithful(client);
+    eprintln!("longest gap {:.0} ms", report.longest_gap_ms);
+    redis.verify().expect("the data of the beginning");
+    assert_eq!(redis.key_count().expect("a number"), keys);
+    let status = scene.spothop("a", &["status"]).json;
+    let id = status["notices"][0]["id"].as_str().unwrap_or_default();
+    assert!(id.starts_with("gcp:upcoming-maintenance-") && id.ends_with(":reboot"), "{status:#}");
+    drop(foretold);
+    calm(scene);
 }
 
 pub(crate) fn azures_preemption_moves_redis_with_its_connection_and_is_approved_when_that_runs(scene: &Scene) {

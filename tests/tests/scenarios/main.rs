@@ -59,6 +59,7 @@ fn main() -> ExitCode {
         redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
         redis::the_restart_policy_acts_again_after_the_move,
         clouds::googles_preemption_moves_redis_with_its_connection,
+        clouds::maintenance_that_google_plans_moves_redis_when_it_is_near_and_no_sooner,
         clouds::azures_preemption_moves_redis_with_its_connection_and_is_approved_when_that_runs,
         clouds::alibabas_termination_time_moves_redis_with_its_connection,
         clouds::tencents_termination_time_moves_redis_with_its_connection,

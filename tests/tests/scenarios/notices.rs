@@ -20,10 +20,10 @@ const RATE: &str = "12";
 const LEAD: Duration = Duration::from_secs(120);
 
 /// What is foretold of host `a`, until this is dropped.
-struct Foretold<'a>(&'a Scene, Document);
+pub(crate) struct Foretold<'a>(&'a Scene, Document);
 
 impl<'a> Foretold<'a> {
-    fn of(scene: &'a Scene, document: Document) -> Self {
+    pub(crate) fn of(scene: &'a Scene, document: Document) -> Self {
         scene.foretell("a", document.clone()).expect("a metadata service");
         Self(scene, document)
     }
@@ -58,7 +58,7 @@ fn entered(migration: &Value, phase: &str) -> Option<Timestamp> {
 }
 
 /// The end of the next migration from `a`: its outcome, and why.
-fn end(events: &mut Events) -> (String, Option<String>) {
+pub(crate) fn end(events: &mut Events) -> (String, Option<String>) {
     let end = events.find_map(|event| match event.expect("an event").kind {
         Kind::Finished { outcome, reason } => Some((outcome, reason)),
         _ => None,

@@ -1,6 +1,7 @@
 use wiremock::matchers::{header, method, path, query_param, query_param_is_missing};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
+use super::planned::{ON_HOST_MAINTENANCE, UPCOMING};
 use super::*;
 use crate::notice::testing::{PATIENCE, asked, drain, next, noticed, script};
 
@@ -17,6 +18,7 @@ fn options(server: &MockServer) -> GcpOptions {
         wait: Duration::from_secs(3),
         request_timeout: PATIENCE,
         poll_interval: Duration::from_millis(1),
+        outlook_interval: Duration::from_millis(1),
         ..GcpOptions::default()
     }
 }
@@ -33,6 +35,13 @@ async fn serve(server: &MockServer, at: &str, answers: Vec<ResponseTemplate>) ->
     let get = Mock::given(method("GET")).and(path(format!("/{at}"))).and(header("Metadata-Flavor", "Google"));
     get.respond_with(script).mount(server).await;
     heard
+}
+
+/// A server of a VM with its number, on which nothing else happens.
+async fn uneventful() -> MockServer {
+    let server = calm().await;
+    serve(&server, PREEMPTED, vec![value("FALSE", "p").set_delay(PATIENCE)]).await;
+    server
 }
 
 /// A server of a VM that is told of by its id and without maintenance.
@@ -149,4 +158,65 @@ async fn a_notice_does_not_wait_for_the_id() {
     assert_eq!(noticed(&mut events).await.id, "gcp:unknown:stop");
     asked(&mut ids, 2).await;
     assert!(events.try_recv().is_err(), "learning the id does not make it another notice");
+}
+
+/// A plan whose window begins in so many seconds.
+fn plan(seconds: i64) -> ResponseTemplate {
+    let start = Timestamp::now() + jiff::SignedDuration::from_secs(seconds);
+    let end = start + jiff::SignedDuration::from_hours(4);
+    let plan = serde_json::json!({
+        "can_reschedule": "true", "latest_window_start_time": end.to_string(), "maintenance_status": "PENDING",
+        "type": "SCHEDULED", "window_end_time": end.to_string(), "window_start_time": start.to_string(),
+    });
+    value(&plan.to_string(), "u")
+}
+
+#[tokio::test]
+async fn planned_maintenance_is_a_notice_from_its_lead_on_and_ends_with_the_plan() {
+    let server = uneventful().await;
+    serve(&server, AUTOMATIC_RESTART, vec![value("TRUE", "r")]).await;
+    serve(&server, ON_HOST_MAINTENANCE, vec![value("TERMINATE", "o")]).await;
+    let absent = ResponseTemplate::new(404).insert_header("Metadata-Flavor", "Google");
+    let unknown = ResponseTemplate::new(503);
+    let near = plan(540);
+    let answers = vec![
+        absent,
+        unknown.clone(),
+        value("{ }", "u"),
+        plan(100 * 3600),
+        near.clone(),
+        // Neither repeats nor ends it.
+        near,
+        unknown,
+        value("[]", "u"),
+        ResponseTemplate::new(500),
+        // Put off by a minute, and by a week.
+        plan(595),
+        plan(100 * 3600),
+    ];
+    let polls = answers.len();
+    let mut heard = serve(&server, UPCOMING, answers).await;
+    let mut events = watch(&options(&server));
+
+    let notice = noticed(&mut events).await;
+    assert_eq!(notice.id, "gcp:upcoming-maintenance-4520031799277581759:reboot");
+    assert_eq!((notice.action, notice.certainty), (Action::Reboot, Certainty::Certain));
+    let left = notice.lead_time(notice.received).expect("a deadline");
+    assert!(left <= Duration::from_secs(540), "{left:?}");
+
+    let put_off = noticed(&mut events).await;
+    assert_eq!(put_off.id, notice.id);
+    assert!(put_off.deadline > notice.deadline, "{put_off}");
+    assert_eq!(next(&mut events).await, NoticeEvent::Cancelled { id: notice.id });
+    asked(&mut heard, polls).await;
+}
+
+#[tokio::test]
+async fn a_vm_that_is_moved_as_it_runs_stays_at_planned_maintenance() {
+    let server = uneventful().await;
+    serve(&server, ON_HOST_MAINTENANCE, vec![value("MIGRATE", "o")]).await;
+    let mut heard = serve(&server, UPCOMING, vec![plan(60)]).await;
+    let mut events = watch(&options(&server));
+    asked(&mut heard, 5).await;
+    assert!(events.try_recv().is_err(), "a live migration is no reason to leave");
 }
