@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use spothop_tests::events::{Events, Kind};
+use spothop_tests::events::Events;
 use spothop_tests::imds::ahead::upcoming_maintenance;
 use spothop_tests::imds::{Action, Cloud};
 
@@ -46,19 +46,14 @@ fn evacuated(scene: &Scene, cloud: Cloud, action: Action, lead: Duration, then: 
     let keys = redis.key_count().expect("a number");
     let mut events = Events::follow(scene, "a").expect("a stream of events");
     scene.notice("a", action, lead).expect("a notice");
-    let end = events.find_map(|event| match event.expect("an event").kind {
-        Kind::Finished { outcome, reason } => Some((outcome, reason)),
-        _ => None,
-    });
-    assert_eq!(end, Some(("moved".to_owned(), None)));
+    assert_eq!(end(&mut events), ("moved".to_owned(), None));
     let report = assert_faithful(client);
     eprintln!("{cloud:?}: longest gap {:.0} ms", report.longest_gap_ms);
     redis.verify().expect("the data of the beginning");
     assert_eq!(redis.key_count().expect("a number"), keys);
     scene.nothing_is_left("b", "r1", &["a", "b"]);
     then(scene);
-    scene.cancel_notice("a").expect("a cancellation");
-    scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
+    calm(scene);
 }
 
 pub(crate) fn googles_preemption_moves_redis_with_its_connection(scene: &Scene) {

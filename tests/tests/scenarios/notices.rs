@@ -6,15 +6,19 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use spothop_tests::events::{Events, Kind};
 use spothop_tests::imds::Action;
-use spothop_tests::imds::ahead::{Document, lifecycle, rebalance};
+use spothop_tests::imds::ahead::{Document, lifecycle, maintenance, rebalance};
 use spothop_tests::moto::{ACCOUNT, REGION};
 
 use crate::post_copy::{Client, Slow, writer};
 use crate::provider::cloud_over;
 use crate::scene::{HOSTS, Scene};
+use crate::targets::PutBack;
 
 /// What the writer writes a second, in MiB: half of what the slow link takes, so that its rounds go on for seconds.
 const RATE: &str = "12";
+
+/// The daemon's.
+const CONFIGURATION: &str = "/etc/spothop/config.toml";
 
 /// Long enough for everything here.
 const LEAD: Duration = Duration::from_secs(120);
@@ -89,6 +93,49 @@ pub(crate) fn what_is_only_likely_prepares_the_target_and_moves_nothing(scene: &
     calm(scene);
     scene.eventually("b", "! spothop hosts | grep -q rebalance");
     scene.sh("b", "docker image rm likely");
+}
+
+pub(crate) fn what_is_only_likely_moves_containers_where_it_shall_but_none_that_came_just_now(scene: &Scene) {
+    let _later = PutBack::later(scene, "a", CONFIGURATION);
+    scene.sh("a", &format!("printf '\\n[notice]\\nlikely = \"evacuate\"\\n' >> {CONFIGURATION}"));
+    scene.sh("a", "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet");
+    scene.restart_daemon("a");
+    scene.run("b", "l1", "--network=lan --ip=172.30.0.55 python", &["sleep", "1000"]);
+    scene.migrate("b", "l1", "a");
+    let before = history(scene, "l1").len();
+
+    let foretold = Foretold::of(scene, rebalance(Timestamp::now()));
+
+    // It stays, and `b` is prepared.
+    scene.eventually("a", "journalctl -u spothop | grep -q 'prepared: the image is there'");
+    assert_eq!(history(scene, "l1").len(), before);
+
+    // Nothing has come lately any more.
+    scene.sh("a", &format!("echo 'likely_cooldown = \"1ms\"' >> {CONFIGURATION}"));
+    scene.restart_daemon("a");
+    scene.eventually("b", "docker inspect --format={{.State.Running}} l1 | grep true");
+    scene.nothing_is_left("b", "l1", &HOSTS);
+    let moved = history(scene, "l1").remove(0);
+    assert!(moved["cause"].as_str().is_some_and(|cause| cause.ends_with(":rebalance")), "{moved:#}");
+    assert_eq!(moved["deadline"], Value::Null, "{moved:#}");
+    drop(foretold);
+    calm(scene);
+}
+
+pub(crate) fn a_scheduled_maintenance_moves_containers_before_it_begins(scene: &Scene) {
+    scene.run("a", "m1", "--network=lan --ip=172.30.0.55 python", &["sleep", "1000"]);
+    let mut events = Events::follow(scene, "a").expect("a stream of events");
+    let start = Timestamp::now() + SignedDuration::from_mins(5);
+
+    let foretold = Foretold::of(scene, maintenance("system-reboot", start, "active"));
+
+    assert_eq!(end(&mut events), ("moved".to_owned(), None));
+    let moved = history(scene, "m1").remove(0);
+    assert_eq!(moved["cause"], "aws:instance-event-0d59937288b749b32:reboot", "{moved:#}");
+    assert!(entered(&moved, "committed").is_some_and(|committed| committed < start), "{moved:#}");
+    scene.nothing_is_left("b", "m1", &HOSTS);
+    drop(foretold);
+    calm(scene);
 }
 
 pub(crate) fn a_notice_that_is_withdrawn_stops_what_is_not_frozen_and_the_container_runs_on(scene: &Scene) {

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use spothop_tests::imds::Action;
+use spothop_tests::imds::ahead::maintenance;
 
+use crate::notices::{Foretold, calm};
 use crate::post_copy::{Client, Slow, writer};
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::{ABORTED, Answer, HOSTS, REFUSED, Scene};
@@ -148,6 +151,28 @@ pub(crate) fn a_name_that_is_taken_at_the_target_is_left_alone(scene: &Scene) {
     assert_eq!(scene.inspect("b", "r1")["Id"], theirs);
     scene.sh("b", "docker rm -f r1");
     scene.nothing_is_left("a", "r1", &["a", "b"]);
+}
+
+pub(crate) fn a_host_that_is_about_to_be_maintained_accepts_nothing(scene: &Scene) {
+    let id = scene.run("b", "t1", "--network=lan --ip=172.30.0.59 python", &["sleep", "1000"]);
+    let before = scene.inspect("b", "t1")["State"].clone();
+    let start = Timestamp::now() + SignedDuration::from_mins(5);
+    let foretold = Foretold::of(scene, maintenance("system-reboot", start, "active"));
+    // The others see it, too, and so choose nothing that would be refused.
+    scene.eventually("b", "spothop hosts | grep -q 'under notice'");
+
+    let answer = scene.spothop("b", &["migrate", "t1", "--to", "a"]);
+
+    assert_eq!(answer.code, REFUSED, "{answer:?}");
+    let text = said_by(&answer);
+    assert!(text.contains("notice") && text.contains("reboot"), "{text}");
+    assert_eq!(scene.inspect("b", "t1")["State"], before);
+    drop(foretold);
+    calm(scene);
+    // When that is off it takes what comes.
+    scene.eventually("b", "! spothop hosts | grep -q 'under notice'");
+    scene.migrate("b", "t1", "a");
+    assert_ne!(scene.inspect("a", "t1")["Id"], id);
 }
 
 pub(crate) fn a_target_that_is_taken_away_itself_gives_back_what_is_not_frozen(scene: &Scene) {
