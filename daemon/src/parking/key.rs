@@ -7,15 +7,16 @@
 //! So no key is ever used twice, and an object that is put in another's place, or into another checkpoint, does not open. HKDF-SHA-256
 //! (RFC 5869) and AES-256-GCM (NIST SP 800-38D) are ring's, which signs and seals everything else here too.
 
-use std::os::unix::fs::MetadataExt as _;
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::{fmt, fs};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, KeyType, Salt};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::Error;
+use crate::hex;
+use crate::secret::{self, SecretError};
 
 /// Bytes of every key.
 const LENGTH: usize = 32;
@@ -65,20 +66,18 @@ fn cipher(key: &[u8; LENGTH]) -> Result<LessSafeKey, Error> {
 impl MasterKey {
     /// Reads the key file.
     pub(super) fn read(path: &Path) -> Result<Self, Error> {
-        let failed = |source| Error::KeyFile { path: path.to_owned(), source };
-        let about = fs::metadata(path).map_err(failed)?;
-        if about.mode() & 0o077 != 0 {
-            return Err(Error::KeyExposed { path: path.to_owned() });
-        }
-        let text = fs::read_to_string(path).map_err(failed)?;
-        let secret = from_hex(text.trim()).and_then(|bytes| bytes.try_into().ok());
+        let text = secret::read(path).map_err(|error| match error {
+            SecretError::Read { path, source } => Error::KeyFile { path, source },
+            SecretError::Exposed { path } => Error::KeyExposed { path },
+        })?;
+        let secret = hex::decode(text.trim()).and_then(|bytes| bytes.try_into().ok());
         let secret = secret.ok_or_else(|| Error::BadKey { path: path.to_owned() })?;
         Ok(Self { path: path.to_owned(), secret })
     }
 
     /// By which people tell keys apart; it says nothing of the key.
     pub(super) fn fingerprint(&self) -> Result<String, Error> {
-        Ok(hex(&derive(&self.secret, b"", b"spothop parking: fingerprint")?[..4]))
+        Ok(hex::encode(&derive(&self.secret, b"", b"spothop parking: fingerprint")?[..4]))
     }
 
     /// Where it is.
@@ -131,30 +130,18 @@ fn seal(key: &[u8; LENGTH], beside: &[u8], message: &[u8]) -> Result<String, Err
     let mut sealed = message.to_vec();
     let nonce = Nonce::assume_unique_for_key(ONCE);
     cipher(key)?.seal_in_place_append_tag(nonce, Aad::from(beside), &mut sealed).map_err(|_| Error::Cipher)?;
-    Ok(hex(&sealed))
+    Ok(hex::encode(&sealed))
 }
 
 fn open(key: &[u8; LENGTH], beside: &[u8], sealed: &str) -> Result<Option<Vec<u8>>, Error> {
-    let Some(mut bytes) = from_hex(sealed) else { return Ok(None) };
+    let Some(mut bytes) = hex::decode(sealed) else { return Ok(None) };
     let opened = cipher(key)?.open_in_place(Nonce::assume_unique_for_key(ONCE), Aad::from(beside), &mut bytes);
     Ok(opened.ok().map(|message| message.to_vec()))
 }
 
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    if !text.len().is_multiple_of(2) {
-        return None;
-    }
-    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
-}
-
 #[cfg(test)]
 pub(super) mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -162,7 +149,7 @@ pub(super) mod tests {
     /// A key file in `directory`.
     pub(in crate::parking) fn key_file(directory: &Path, byte: u8) -> PathBuf {
         let path = directory.join(format!("key-{byte}"));
-        fs::write(&path, format!("{}\n", hex(&[byte; LENGTH]))).unwrap();
+        fs::write(&path, format!("{}\n", hex::encode(&[byte; LENGTH]))).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }

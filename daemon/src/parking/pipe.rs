@@ -26,10 +26,10 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Error;
-use super::key::hex;
 use super::manifest::Object;
 use super::seal::{Broken, Opener, PIECE, Sealer};
 use super::store::{PART, Store};
+use crate::hex;
 use crate::migration::unpanicked;
 
 /// zstd's level: the fastest of those that shrink memory well. What is parked waits for longer than any of them takes.
@@ -136,7 +136,7 @@ fn seal(mut plain: mpsc::Receiver<Piece>, key: LessSafeKey, sealed: mpsc::Sender
             Piece::End => {
                 let outlet = encoder.finish()?.finish()?;
                 outlet.send(Piece::End)?;
-                return Ok((outlet.size, hex(outlet.digest.finish().as_ref())));
+                return Ok((outlet.size, hex::encode(outlet.digest.finish().as_ref())));
             }
         }
     }
@@ -296,7 +296,7 @@ fn open<T>(
     if io::copy(&mut opener, &mut io::sink()).map_err(|_| tampered(&Broken.to_string()))? > 0 {
         return Err(tampered("something follows its end"));
     }
-    let digest = hex(opener.into_inner().into_inner().digest.finish().as_ref());
+    let digest = hex::encode(opener.into_inner().into_inner().digest.finish().as_ref());
     if total != object.raw_bytes || digest != object.sha256 {
         return Err(tampered("it is another than its manifest names"));
     }
