@@ -25,6 +25,7 @@ mod notice;
 mod parking;
 mod policy;
 pub mod units;
+pub mod webhook;
 
 pub use address::Address;
 pub(crate) use address::is_host_name;
@@ -37,6 +38,7 @@ pub use notice::{
 };
 pub use parking::Parking;
 pub use policy::Policy;
+pub use webhook::Webhook;
 
 /// Where the configuration is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/spothop/config.toml";
@@ -60,6 +62,8 @@ pub struct Config {
     pub tls: Tls,
     /// Where interruption notices come from.
     pub notice: Notice,
+    /// Who else may tell of interruptions, by HTTPS.
+    pub webhook: Webhook,
     /// Clouds that may be asked about other hosts.
     pub provider: Provider,
     /// What this host allows itself.
@@ -238,6 +242,20 @@ pub enum Problem {
         /// Where it stands first.
         first_line: usize,
     },
+    /// One sender's name twice.
+    #[error("sender `{0}` is already defined; give each one [[webhook.senders]] entry")]
+    DuplicateSender(String),
+    /// A sender's name that cannot stand in a URL.
+    #[error("`{0}` is not a sender's name; use letters, digits, `-` and `.`: it is the last part of its URL")]
+    BadSender(String),
+    /// `[webhook]` with a certificate and no key, or the other way round.
+    #[error("cert and key in [webhook] go together: set both or none")]
+    WebhookHalfIdentity,
+    /// Notices by plain HTTP.
+    #[error(
+        "{0} can be reached from outside: set cert and key in [webhook], or listen on 127.0.0.1 behind a proxy that has them"
+    )]
+    WebhookInTheOpen(std::net::SocketAddr),
     /// A peer with this host's own name.
     #[error(
         "peer `{0}` has this host's own name; remove the entry, or set [host] name to what the others call this host"
@@ -322,6 +340,7 @@ struct File {
     capacity: Capacity,
     tls: Tls,
     notice: Notice,
+    webhook: webhook::Table,
     provider: Provider,
     limits: Limits,
     docker: Docker,
@@ -408,6 +427,11 @@ impl File {
             place: Place::of(text, &span),
             problem,
         })?;
+        let webhook = self.webhook.validate().map_err(|(span, problem)| ConfigError::At {
+            path: path.to_owned(),
+            place: Place::of(text, &span),
+            problem,
+        })?;
         let host = self.host.validate(text, path, host_name)?;
         let mut lines = BTreeMap::new();
         for PeerTable { name, .. } in &self.peers {
@@ -434,6 +458,7 @@ impl File {
             capacity: self.capacity,
             tls: self.tls,
             notice: self.notice,
+            webhook,
             provider: self.provider,
             limits: self.limits,
             docker: self.docker,

@@ -26,6 +26,7 @@ use crate::migration::{self, Context, Events, RUNTIME_DIRECTORY, Ways, chain, he
 use crate::notice::detect::{CloudSource, Identity};
 #[cfg(feature = "aws")]
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
+use crate::notice::webhook::{self, Desk};
 use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
 use crate::orchestrator::{self, Docker, Orchestrator as _};
 use crate::parking;
@@ -84,6 +85,9 @@ pub enum DaemonError {
     #[cfg(not(feature = "aws"))]
     #[error("[notice.sqs] needs a spothop that is built with its feature `aws`; this one is built without it")]
     NoQueues,
+    /// The port for webhooks.
+    #[error(transparent)]
+    Webhook(#[from] webhook::ListenError),
     /// A source of hosts.
     #[error("a source of hosts cannot be used")]
     Inventory(#[from] HttpError),
@@ -235,7 +239,11 @@ async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let acknowledgers = source.acknowledgers();
     tokio::spawn(Box::new(source).run(sender.clone()));
     if config.notice.sqs.queue_url.is_some() {
-        watch_queue(context, sender).await?;
+        watch_queue(context, sender.clone()).await?;
+    }
+    let desk = Desk::new(&config.webhook, &config.host.name, Arc::clone(&context.instance), sender);
+    if let Some(server) = webhook::Server::bind(&config.webhook, desk).await? {
+        tokio::spawn(server.serve());
     }
     tokio::spawn(heeding::heed(Arc::clone(context), events, acknowledgers));
     Ok(())

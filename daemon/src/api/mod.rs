@@ -405,8 +405,12 @@ pub enum ProblemCode {
     BadRequest,
     /// No such container, host or migration (404).
     NotFound,
-    /// It exists, but cannot be moved; the message says why (409).
+    /// Who asks is not who they say (401).
+    Unauthorized,
+    /// It exists, but cannot be moved; the message says why (409). Or it is another host's business (421).
     Refused,
+    /// Not now; the same may be asked again (429, 503).
+    Busy,
     /// The daemon or something it needs failed (500).
     Internal,
 }

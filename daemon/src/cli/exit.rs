@@ -106,7 +106,9 @@ impl CliError {
             Self::Client(ClientError::Refused(problem)) => match problem.code {
                 ProblemCode::Refused => Exit::Refused,
                 ProblemCode::BadRequest => Exit::Usage,
-                ProblemCode::NotFound | ProblemCode::Internal => Exit::Failed,
+                ProblemCode::NotFound | ProblemCode::Unauthorized | ProblemCode::Busy | ProblemCode::Internal => {
+                    Exit::Failed
+                }
             },
             Self::Lost { .. } | Self::Unanswered(_) => Exit::Uncertain,
             Self::Client(_)

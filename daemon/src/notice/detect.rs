@@ -198,7 +198,7 @@ fn source_of(cloud: Cloud, config: &config::Notice, identity: &Identity) -> Resu
             let source = spot(&config.tencent, &tencent::PLACE)?;
             Some((&tencent::PROBE, source.0, Box::new(source.1)))
         }
-        Cloud::Aws | Cloud::Machine => None,
+        Cloud::Aws | Cloud::Machine | Cloud::Webhook => None,
     })
 }
 

@@ -26,6 +26,7 @@ mod tencent;
 mod termination;
 #[cfg(test)]
 mod testing;
+pub mod webhook;
 
 use std::fmt;
 use std::sync::Arc;
@@ -85,6 +86,8 @@ pub enum Cloud {
     Tencent,
     /// No cloud: the machine itself says that it is shut down.
     Machine,
+    /// No cloud: somebody who may has said so by a webhook.
+    Webhook,
 }
 
 impl fmt::Display for Cloud {
@@ -96,6 +99,7 @@ impl fmt::Display for Cloud {
             Self::Alibaba => "alibaba",
             Self::Tencent => "tencent",
             Self::Machine => "machine",
+            Self::Webhook => "webhook",
         })
     }
 }

@@ -37,7 +37,7 @@ async fn service(cloud: Cloud, first: Vec<ResponseTemplate>) -> MockServer {
             let compute = ResponseTemplate::new(200).set_body_json(json!({"name": "vm", "vmId": "1"}));
             get(azure::PROBE.path).and(header("Metadata", "true")).respond_with(answers(compute)).mount(&server).await;
         }
-        Cloud::Tencent | Cloud::Machine => {
+        Cloud::Tencent | Cloud::Machine | Cloud::Webhook => {
             get(tencent::PROBE.path).respond_with(answers(text("ins-3g445roi"))).mount(&server).await;
         }
     }
