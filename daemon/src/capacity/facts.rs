@@ -11,6 +11,7 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::{Capacity, protocol, version};
+use crate::hex;
 use crate::migration::message::Probe;
 use crate::migration::{Context, Error, MANUAL, Side, unpanicked};
 
@@ -73,7 +74,7 @@ impl Capacity {
 
     /// Whether processes from the CPU that `cpuinfo` describes can go on here.
     async fn check_cpu(&self, cpuinfo: Option<&str>) -> spothop_policy::CpuVerdict {
-        let Some(image) = cpuinfo.and_then(from_hex) else { return spothop_policy::CpuVerdict::Unknown };
+        let Some(image) = cpuinfo.and_then(hex::decode) else { return spothop_policy::CpuVerdict::Unknown };
         let (criu, scratch) = (self.criu.clone(), self.scratch.clone());
         let checked = spawn_blocking(move || cpuinfo::cpuinfo_check(&criu, &scratch, &image));
         match unpanicked(checked.await) {
@@ -107,20 +108,4 @@ async fn notices_last_day(context: &Context) -> Result<u32, Error> {
     let mut notices: BTreeSet<String> = caused.map(|migration| migration.cause).collect();
     notices.extend(context.notice_against(false).map(|notice| notice.id));
     Ok(u32::try_from(notices.len()).unwrap_or(u32::MAX))
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    text.as_bytes().chunks(2).map(digits).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hexadecimal_reads_back() {
-        assert_eq!(from_hex("00ff1a"), Some(vec![0, 255, 26]));
-        assert_eq!(from_hex("0g"), None);
-    }
 }

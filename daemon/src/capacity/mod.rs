@@ -18,6 +18,7 @@ use tracing::warn;
 pub use self::room::{NoRoom, Promise, Reservation};
 use self::room::{Room, System};
 use crate::config::Config;
+use crate::hex;
 
 /// What this host can do, probed once, and what it has promised.
 #[derive(Debug)]
@@ -80,7 +81,7 @@ impl Capacity {
     /// This CPU, as CRIU describes it, for [`Probe::cpuinfo`](crate::migration::message::Probe::cpuinfo).
     #[must_use]
     pub fn cpuinfo(&self) -> Option<String> {
-        self.cpuinfo.as_ref().map(|image| image.iter().map(|byte| format!("{byte:02x}")).collect())
+        self.cpuinfo.as_deref().map(hex::encode)
     }
 }
 

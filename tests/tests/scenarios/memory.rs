@@ -1,36 +1,11 @@
 //! Memory, in every way in which it can go over.
 
+use crate::configured::Configured;
 use crate::redis::{assert_faithful, under_load};
 use crate::scene::{HOSTS, MOVED, Scene};
 
 /// A tree of processes that writes to memory of every kind. USR1 lets it compare all of it; the exit code says whether it is right.
 const EVERY_KIND: &str = include_str!("programs/memory.py");
-
-/// Daemons with another `[memory]`, until this is dropped.
-pub(crate) struct Configured<'a>(&'a Scene);
-
-impl<'a> Configured<'a> {
-    pub(crate) fn with(scene: &'a Scene, table: &str) -> Self {
-        let configured = Self(scene);
-        for host in HOSTS {
-            let script = "cp -n /etc/spothop/config.toml /etc/spothop/config.kept; \
-                          { cat /etc/spothop/config.kept; printf '\\n[memory]\\n%s\\n' \"$0\"; } > /etc/spothop/config.toml";
-            scene.output(host, ["sh", "-ec", script, table]).expect("a configuration");
-            scene.restart_daemon(host);
-        }
-        scene.eventually("a", "spothop hosts --json | grep -q reachable");
-        configured
-    }
-}
-
-impl Drop for Configured<'_> {
-    fn drop(&mut self) {
-        for host in HOSTS {
-            self.0.sh(host, "mv /etc/spothop/config.kept /etc/spothop/config.toml");
-            self.0.restart_daemon(host);
-        }
-    }
-}
 
 pub(crate) fn every_way_of_memory_keeps_the_connection_and_every_acknowledged_write(scene: &Scene) {
     let ways = [
@@ -45,7 +20,7 @@ pub(crate) fn every_way_of_memory_keeps_the_connection_and_every_acknowledged_wr
     let keys = redis.key_count().expect("a number");
     let (mut from, mut to) = ("a", "b");
     for (table, in_rounds) in ways {
-        let configured = Configured::with(scene, table);
+        let configured = Configured::memory(scene, table);
         let migration = scene.migrate(from, "r1", to);
         let phases = migration["phases"].as_array().expect("phases");
         assert_eq!(phases.iter().any(|entered| entered["phase"] == "pre-copy(1)"), in_rounds, "{table}: {migration:#}");
@@ -60,7 +35,7 @@ pub(crate) fn every_way_of_memory_keeps_the_connection_and_every_acknowledged_wr
 
 pub(crate) fn memory_of_every_kind_is_the_same_after_the_move_in_all_processes(scene: &Scene) {
     for (container, way) in [("m1", ""), ("m2", "restore = 'eager'")] {
-        let configured = Configured::with(scene, way);
+        let configured = Configured::memory(scene, way);
         scene.run("a", container, "--network=lan --ip=172.30.0.61 python", &["python3", "-c", EVERY_KIND]);
         let mut logs = scene.follow("a", &format!("docker logs --follow {container}"));
         for _ in 0..3 {

@@ -11,7 +11,7 @@ use spothop_tests::imds::Action;
 use spothop_tests::torture::fault::PAGER;
 use spothop_tests::torture::inside::{Inside, Process};
 
-use crate::memory::Configured;
+use crate::configured::Configured;
 use crate::scene::{ABORTED, HOSTS, MOVED, Scene};
 
 /// See there.
@@ -101,7 +101,7 @@ pub(crate) fn a_container_that_writes_faster_than_the_link_runs_before_all_of_it
         (POST_COPY, "--label=io.spothop.post-copy=never", false),
         (POST_COPY, "", true),
     ] {
-        let configured = Configured::with(scene, table);
+        let configured = Configured::memory(scene, table);
         scene.sh("a", "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet");
         writer(scene, FAST, options);
         let client = Client::of(scene);
@@ -119,7 +119,7 @@ pub(crate) fn a_container_that_writes_faster_than_the_link_runs_before_all_of_it
 }
 
 pub(crate) fn after_an_abort_of_a_move_whose_memory_was_to_follow_it_goes_another_way(scene: &Scene) {
-    let _configured = Configured::with(scene, POST_COPY);
+    let _configured = Configured::memory(scene, POST_COPY);
     scene.sh("a", "journalctl --rotate --quiet; journalctl --vacuum-time=1s --quiet");
     writer(scene, FAST, "");
     let planned = |more: &[&str]| {
@@ -155,7 +155,7 @@ pub(crate) fn after_an_abort_of_a_move_whose_memory_was_to_follow_it_goes_anothe
 }
 
 pub(crate) fn a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothing(scene: &Scene) {
-    let _configured = Configured::with(scene, POST_COPY);
+    let _configured = Configured::memory(scene, POST_COPY);
     for (host, point) in [("b", "target:fill"), ("a", "source:fill")] {
         writer(scene, FAST, "");
         let client = Client::of(scene);
@@ -174,7 +174,7 @@ pub(crate) fn a_daemon_that_dies_while_memory_follows_delays_it_and_loses_nothin
 
 pub(crate) fn a_source_that_is_lost_while_memory_follows_takes_it_along_and_the_container_starts_anew(_: &Scene) {
     let mut scene = Scene::up("e2e-post-copy");
-    let configured = Configured::with(&scene, POST_COPY);
+    let configured = Configured::memory(&scene, POST_COPY);
     std::mem::forget(configured); // The hosts end with this scenario.
     writer(&scene, FAST, "");
     std::mem::forget(Slow::link(&scene));
@@ -208,7 +208,7 @@ fn guard_and_pager(scene: &Scene) -> [Process; 2] {
 pub(crate) fn what_dies_of_a_pager_while_memory_follows_leaves_a_whole_container_or_one_that_starts_anew(
     scene: &Scene,
 ) {
-    let _configured = Configured::with(scene, POST_COPY);
+    let _configured = Configured::memory(scene, POST_COPY);
     // Nobody but us starts it again.
     for (guard_dies, pager_dies) in [(true, false), (false, true), (true, true)] {
         writer(scene, FAST, "--restart=no");
