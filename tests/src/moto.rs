@@ -17,13 +17,16 @@ use crate::machine;
 /// Everything that is installed, with its version.
 const REQUIREMENTS: &str = include_str!("moto/requirements.txt");
 
+/// The server that is started: moto's own, and the rules of private addresses that it lacks.
+const SERVER: &str = include_str!("moto/server.py");
+
 /// The region that our instances are in; also that of the testbed's hosts.
 pub const REGION: &str = "eu-central-1";
 
 /// The account that moto puts everybody in; also that of the testbed's hosts.
 pub const ACCOUNT: &str = "123456789012";
 
-/// One verb of EC2 through AWS's SDK for Python, which comes with moto. Prints the instance's id.
+/// One verb of EC2 through AWS's SDK for Python, which comes with moto. Prints what was asked for, or the instance's id.
 const VERB: &str = r#"
 import sys, boto3
 verb, endpoint, region, *ids = sys.argv[1:]
@@ -38,6 +41,14 @@ elif verb == "template":
     image = ec2.describe_images()["Images"][0]["ImageId"]
     data = {"ImageId": image, "InstanceType": "t3.micro"}
     ec2.create_launch_template(LaunchTemplateName=ids[0], LaunchTemplateData=data)
+elif verb == "interface":
+    interfaces = ec2.describe_instances(InstanceIds=ids)["Reservations"][0]["Instances"][0]["NetworkInterfaces"]
+    ids = [interfaces[0]["NetworkInterfaceId"]]
+elif verb == "assign":
+    ec2.assign_private_ip_addresses(NetworkInterfaceId=ids[0], PrivateIpAddresses=ids[1:])
+elif verb == "addresses":
+    interface = ec2.describe_network_interfaces(NetworkInterfaceIds=ids)["NetworkInterfaces"][0]
+    ids = [one["PrivateIpAddress"] for one in interface["PrivateIpAddresses"]]
 else:
     getattr(ec2, verb + "_instances")(InstanceIds=ids)
 print(*ids)
@@ -114,9 +125,13 @@ impl Moto {
     /// [`Error::Command`] or [`Error::Start`] when it cannot be installed or started.
     pub fn start(address: &str, network: Option<&Path>, say: &dyn Fn(&str)) -> Result<Self> {
         let place = ensure(say)?;
-        let server = place.join("bin/moto_server").to_string_lossy().into_owned();
+        let server = place.join("bin/python").to_string_lossy().into_owned();
         let mut start = within(network, &server);
-        start.args(["-H", address, "-p", "0"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        start
+            .args(["-c", SERVER, "-H", address, "-p", "0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut server = start.spawn().map_err(|source| Error::Start { program: server, source })?;
         let stderr = server.stderr.take().map(BufReader::new);
         let mut lines = stderr.into_iter().flat_map(BufRead::lines).map_while(|line| line.ok());
@@ -154,6 +169,30 @@ impl Moto {
     /// As for [`Moto::run_instance`].
     pub fn tag(&self, id: &str, tags: &[&str]) -> Result<()> {
         self.ec2("tag", &[&[id], tags].concat()).map(drop)
+    }
+
+    /// The id of an instance's first network interface.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn interface(&self, id: &str) -> Result<String> {
+        self.ec2("interface", &[id])
+    }
+
+    /// Gives a network interface a secondary address that is nobody's.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`]: also when another interface has it.
+    pub fn assign(&self, interface: &str, address: &str) -> Result<()> {
+        self.ec2("assign", &[interface, address]).map(drop)
+    }
+
+    /// The private addresses of a network interface, its primary one first.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn addresses(&self, interface: &str) -> Result<Vec<String>> {
+        Ok(self.ec2("addresses", &[interface])?.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Makes a launch template of this name.
