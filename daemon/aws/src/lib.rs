@@ -8,12 +8,14 @@
 //! - `DescribeInstances` with one id or by a tag, which needs the permission `ec2:DescribeInstances`;
 //! - `CreateFleet`, which launches instances and needs `ec2:CreateFleet`, `ec2:RunInstances` and `ec2:CreateTags`, and
 //!   `iam:PassRole` for a template with a role;
+//! - `DescribeNetworkInterfaces`, `AssignPrivateIpAddresses` and `UnassignPrivateIpAddresses`, each with the permission of its name;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
 //! Credentials, profiles and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
 //! the SDK's: environment, `~/.aws`, web identity, container, and at last the role of the instance. No proxy is used: what
 //! stands between is one more that could answer for EC2.
 
+mod addresses;
 mod error;
 mod fleet;
 mod sqs;
@@ -37,6 +39,7 @@ use aws_smithy_http_client::Builder as HttpClient;
 use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 use tokio::time::timeout;
 
+pub use addresses::Interface;
 pub use error::Error;
 pub use fleet::{FleetError, Launched, Market, Order};
 pub use sqs::{Message, Queue};

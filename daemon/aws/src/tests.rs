@@ -311,3 +311,31 @@ async fn each_refusal_of_a_fleet_says_what_to_do() {
     let error = launch(refusal(503, "RequestLimitExceeded", "slow down")).await.expect_err("nothing");
     assert!(matches!(error, FleetError::Call(Error::Throttled { .. })), "{error}");
 }
+
+#[tokio::test]
+async fn a_missing_permission_to_move_addresses_is_named() {
+    let answer = || refusal(403, "UnauthorizedOperation", "You are not authorized to perform this operation.");
+    let server = MockServer::start().await;
+    Mock::given(method("POST")).respond_with(answer()).mount(&server).await;
+    let ec2 = at(&server.uri(), PATIENCE).await;
+    let addresses = ["10.0.0.9".parse().unwrap()];
+    for (asked, action) in [
+        (ec2.interface(REGION, "eni-1").await.map(drop), "ec2:DescribeNetworkInterfaces"),
+        (ec2.assign(REGION, "eni-1", &addresses).await, "ec2:AssignPrivateIpAddresses"),
+        (ec2.unassign(REGION, "eni-1", &addresses).await, "ec2:UnassignPrivateIpAddresses"),
+    ] {
+        let text = asked.expect_err("not allowed").to_string();
+        assert!(text.contains(&format!("do not allow {action}:")), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_is_asked_for_with_leave_to_take_it_from_another() {
+    let server = MockServer::start().await;
+    let asked = Mock::given(method("POST")).and(body_string_contains("Action=AssignPrivateIpAddresses"));
+    let asked = asked.and(body_string_contains("AllowReassignment=true")).and(body_string_contains("10.0.0.9"));
+    let done = "<AssignPrivateIpAddressesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><return>true</return>\
+                </AssignPrivateIpAddressesResponse>";
+    asked.respond_with(xml(200, done.to_owned())).expect(1).mount(&server).await;
+    at(&server.uri(), PATIENCE).await.assign(REGION, "eni-1", &["10.0.0.9".parse().unwrap()]).await.unwrap();
+}

@@ -1,6 +1,7 @@
 //! EC2 and STS as moto imitates them: a server of somebody else's, with states that change as instances are stopped and
 //! terminated.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use spothop_aws::{Access, Ec2, InstanceState, Market, Order, Queue};
@@ -113,4 +114,72 @@ async fn a_fleet_is_launched_from_a_template_and_found_by_its_tags() {
         let found = ec2.tagged(REGION, "spothop:launched-by", &format!("{market:?}")).await.unwrap();
         assert_eq!(found.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), ids);
     }
+}
+
+/// Two instances' interfaces in one subnet, and an address of it that the first has beside its own.
+fn two_interfaces(moto: &Moto) -> (String, String, Ipv4Addr) {
+    let [one, other] = [(), ()].map(|()| moto.interface(&moto.run_instance().unwrap()).unwrap());
+    let taken = [&one, &other].map(|interface| moto.addresses(interface).unwrap()[0].parse::<Ipv4Addr>().unwrap());
+    let [a, b, c, _] = taken[0].octets();
+    let free = (10..20).map(|last| Ipv4Addr::new(a, b, c, last)).find(|address| !taken.contains(address)).unwrap();
+    moto.assign(&one, &free.to_string()).unwrap();
+    (one, other, free)
+}
+
+#[tokio::test]
+async fn an_address_goes_to_another_interface_and_back_and_twice_is_as_once() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    let (one, other, address) = two_interfaces(&moto);
+    let before = ec2.interface(REGION, &one).await.unwrap().unwrap();
+    assert_eq!(before.secondary, [address]);
+    assert_eq!(before.subnet, ec2.interface(REGION, &other).await.unwrap().unwrap().subnet);
+    for (to, from) in [(&other, &one), (&one, &other)] {
+        for _ in 0..2 {
+            ec2.assign(REGION, to, &[address]).await.unwrap();
+            assert_eq!(ec2.interface(REGION, to).await.unwrap().unwrap().secondary, [address]);
+            assert!(ec2.interface(REGION, from).await.unwrap().unwrap().secondary.is_empty());
+        }
+    }
+    assert_eq!(ec2.interface(REGION, &one).await.unwrap().unwrap(), before);
+    ec2.unassign(REGION, &one, &[address]).await.unwrap();
+    assert!(ec2.interface(REGION, &one).await.unwrap().unwrap().secondary.is_empty());
+    let error = ec2.unassign(REGION, &one, &[address]).await.expect_err("it has it no more");
+    assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_interface_that_is_not_there_takes_no_address() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    let (one, _, address) = two_interfaces(&moto);
+    assert_eq!(ec2.interface(REGION, "eni-00000000000000000").await.unwrap(), None);
+    let error = ec2.assign(REGION, "eni-00000000000000000", &[address]).await.expect_err("no such interface");
+    assert!(
+        matches!(&error, spothop_aws::Error::Refused { code, .. } if code == "InvalidNetworkInterfaceID.NotFound"),
+        "{error:?}"
+    );
+    assert_eq!(ec2.interface(REGION, &one).await.unwrap().unwrap().secondary, [address]);
+}
+
+#[tokio::test]
+async fn a_primary_address_stays() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    let (one, other, _) = two_interfaces(&moto);
+    let primary = ec2.interface(REGION, &one).await.unwrap().unwrap().primary.unwrap();
+    for refused in [ec2.assign(REGION, &other, &[primary]).await, ec2.unassign(REGION, &one, &[primary]).await] {
+        let error = refused.expect_err("it is the interface's own");
+        assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
+    }
+    assert_eq!(ec2.interface(REGION, &one).await.unwrap().unwrap().primary, Some(primary));
+}
+
+#[tokio::test]
+async fn the_imitation_refuses_an_address_in_use_unless_it_may_be_reassigned() {
+    let moto = moto();
+    let (one, other, address) = two_interfaces(&moto);
+    let error = moto.assign(&other, &address.to_string()).expect_err("it is another's");
+    assert!(error.to_string().contains("InvalidIPAddress.InUse"), "{error}");
+    assert!(moto.addresses(&one).unwrap().contains(&address.to_string()));
 }
