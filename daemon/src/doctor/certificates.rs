@@ -58,7 +58,13 @@ fn authorities(all: &[CertificateInfo], path: &Path, now: SystemTime) -> Vec<Che
 }
 
 /// The certificate's period, and its name if it must have one.
-fn described(subject: &str, info: &CertificateInfo, name: Option<&str>, now: SystemTime, issue: String) -> Check {
+pub(super) fn described(
+    subject: &str,
+    info: &CertificateInfo,
+    name: Option<&str>,
+    now: SystemTime,
+    issue: String,
+) -> Check {
     if let Some(name) = name
         && info.names.first().map(String::as_str) != Some(name)
     {

@@ -8,6 +8,7 @@ mod host;
 mod leaks;
 mod metadata;
 mod through_daemon;
+mod webhook;
 
 use std::fmt;
 use std::path::Path;
@@ -121,6 +122,7 @@ pub async fn examine(config_path: Option<&Path>, client: &Client) -> Report {
     checks.extend(host::check(&config).await);
     checks.extend(certificates::check(&config, SystemTime::now()));
     checks.push(metadata::check(&config.notice).await);
+    checks.extend(webhook::check(&config.webhook, SystemTime::now()));
     checks.extend(through_daemon::check(&config, client).await);
     checks.extend(leaks::check(&config).await);
     Report { checks }

@@ -180,6 +180,14 @@ impl Identity {
     }
 }
 
+/// Whether these files are a certificate and its key. Blocks.
+///
+/// # Errors
+/// They cannot be read, or do not fit together.
+pub(crate) fn check_identity(cert: &Path, key: &Path) -> Result<(), ListenError> {
+    read(cert, key).map(drop)
+}
+
 fn modified(cert: &Path, key: &Path) -> [Option<SystemTime>; 2] {
     [cert, key].map(|path| std::fs::metadata(path).and_then(|about| about.modified()).ok())
 }

@@ -44,6 +44,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+pub(crate) use self::listener::check_identity;
 pub use self::listener::{ListenError, Server};
 use self::memory::Memory;
 use self::reading::{Said, Unreadable, Us};
@@ -109,12 +110,8 @@ impl Desk {
     }
 
     async fn secrets(&self, sender: &Sender) -> Result<Secrets, Refusal> {
-        let (path, signature) = (sender.secret_file.clone(), sender.signature);
-        let read = move || {
-            let text = secret::read(&path).map_err(|error| chain(&error))?;
-            Secrets::parse(&text, signature).map_err(|error| format!("{}: {error}", path.display()))
-        };
-        unpanicked(spawn_blocking(read).await).map_err(|reason| Refusal {
+        let one = sender.clone();
+        unpanicked(spawn_blocking(move || secrets_of(&one)).await).map_err(|reason| Refusal {
             log: Some(format!("the secrets of webhook sender {} cannot be used: {reason}", sender.name)),
             ..Refusal::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -184,6 +181,20 @@ impl Desk {
         let problem = Problem { code: refusal.code, message: refusal.message, advice: None };
         (refusal.status, Json(problem)).into_response()
     }
+}
+
+/// A sender's secrets as its file has them now, or why there are none. Blocks.
+fn secrets_of(sender: &Sender) -> Result<Secrets, String> {
+    let text = secret::read(&sender.secret_file).map_err(|error| chain(&error))?;
+    Secrets::parse(&text, sender.signature).map_err(|error| format!("{}: {error}", sender.secret_file.display()))
+}
+
+/// Whether this sender's secrets can be used; why not, otherwise. Blocks.
+///
+/// # Errors
+/// The reason, for people.
+pub(crate) fn check_sender(sender: &Sender) -> Result<(), String> {
+    secrets_of(sender).map(drop)
 }
 
 /// Without an id an event is known by what it says.
