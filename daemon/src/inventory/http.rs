@@ -1,12 +1,8 @@
 //! JSON over HTTP with whoever knows the hosts: questions with one answer, and answers that go on line by line.
-//!
-//! hyper and rustls directly, as the rest of the daemon has them. reqwest takes TLS with a cryptographic provider for the whole
-//! process, which every client of it (the metadata services' too) would then have to choose before it is made.
 
 use std::error::Error as StdError;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -14,17 +10,18 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::crypto::ring;
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
+
+use crate::https;
 
 /// For a question and its answer. Whoever knows the hosts is near, and is asked again anyway.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -152,25 +149,17 @@ impl Http {
                 roots.add(authority)?;
             }
         }
-        let provider = Arc::new(ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let builder = builder.with_root_certificates(roots);
-        let config = match &access.identity {
-            Some((certificate, key)) => {
-                let chain = certificates("a certificate", certificate)?;
-                let key = PrivateKeyDer::from_pem_file(key).map_err(|error| file("a private key", key, error))?;
-                builder.with_client_auth_cert(chain, key)?
-            }
-            None => builder.with_no_client_auth(),
-        };
+        let identity = access.identity.as_ref().map(|(certificate, key)| {
+            let chain = certificates("a certificate", certificate)?;
+            let key = PrivateKeyDer::from_pem_file(key).map_err(|error| file("a private key", key, error))?;
+            Ok::<_, HttpError>((chain, key))
+        });
         let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
         // A watch may be silent for as long as nothing changes: only the kernel can tell that the other end is no more.
         tcp.set_keepalive(Some(LIMIT));
         tcp.set_keepalive_interval(Some(LIMIT));
         tcp.set_keepalive_retries(Some(KEEPALIVES));
-        let builder = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1();
-        let connector = builder.wrap_connector(tcp);
+        let connector = https::connector(tcp, roots, identity.transpose()?)?;
         let token = access.token.as_deref().map(token).transpose()?;
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Ok(Self { client, token, secure: access.ca.is_some() })

@@ -1,12 +1,10 @@
-//! How buckets are reached: hyper and rustls, as everything else here. (The store's own client would bring a second library for TLS, and with
-//! it an implicit choice between the two for the whole program.) Certificates of authorities are the system's; no proxy is used.
+//! How buckets are reached. Certificates of authorities are the system's; no proxy is used.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use http_body_util::BodyExt as _;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector as Tcp;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -15,8 +13,9 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpRequestBody, HttpResponse, HttpResponseBody,
     HttpService,
 };
-use rustls::{ClientConfig, RootCertStore};
 use tokio::time::timeout;
+
+use crate::https;
 
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -38,21 +37,11 @@ struct NoAnswer;
 
 impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        let mut roots = RootCertStore::empty();
-        // Without any there is TLS to nobody, which its error says.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| object_store::Error::Generic { store: "TLS", source: Box::new(error) })?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let mut tcp = Tcp::new();
-        tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT));
-        let https =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let https = https::connector(tcp, https::system_roots(), None)
+            .map_err(|error| object_store::Error::Generic { store: "TLS", source: Box::new(error) })?;
         let client = Client::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build(https);
         Ok(HttpClient::new(Service(client)))
     }

@@ -48,15 +48,16 @@ pub(crate) use self::listener::check_identity;
 pub use self::listener::{ListenError, Server};
 use self::memory::Memory;
 use self::reading::{Said, Unreadable, Us};
-use self::signature::{Secrets, Signed};
+use self::signature::Signed;
 use super::{Complaint, NoticeEvent};
 use crate::api::{Problem, ProblemCode};
 use crate::config::Webhook;
-use crate::config::webhook::Sender;
+use crate::config::webhook::{Sender, Signature};
 use crate::hex;
 use crate::migration::{chain, unpanicked};
 use crate::provider::Instance;
 use crate::secret;
+use crate::standard_webhooks::{ID, Secrets};
 
 /// The longest body, in bytes. An event names a host and a time.
 const LONGEST_BODY: usize = 64 << 10;
@@ -138,7 +139,7 @@ impl Desk {
             log: Some(format!("a request from {from} that says it is from {name} is not believed: {forged}")),
             ..Refusal::new(StatusCode::UNAUTHORIZED, ProblemCode::Unauthorized, forged.to_string())
         })?;
-        let id = headers.get(signature::ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let id = headers.get(ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         let event = id.or_else(|| reading::id(body, sender)).unwrap_or_else(|| digest(body));
         // Held to the end: the same event twice at a time is answered one after the other.
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +187,8 @@ impl Desk {
 /// A sender's secrets as its file has them now, or why there are none. Blocks.
 fn secrets_of(sender: &Sender) -> Result<Secrets, String> {
     let text = secret::read(&sender.secret_file).map_err(|error| chain(&error))?;
-    Secrets::parse(&text, sender.signature).map_err(|error| format!("{}: {error}", sender.secret_file.display()))
+    Secrets::parse(&text, sender.signature == Signature::Standard)
+        .map_err(|error| format!("{}: {error}", sender.secret_file.display()))
 }
 
 /// Whether this sender's secrets can be used; why not, otherwise. Blocks.

@@ -13,16 +13,13 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
-use ring::hmac::{HMAC_SHA256, Key, sign, verify};
 
 use crate::config::webhook::{Sender, Signature};
 use crate::hex;
+use crate::standard_webhooks::{ID, SIGNATURE, Secrets, TIME, signed};
 
 /// "Within the tolerance of five minutes", as all libraries of Standard Webhooks have it.
 pub(super) const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
-
-/// Of secrets in Standard Webhooks.
-const PREFIX: &str = "whsec_";
 
 /// Why a request is not believed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,52 +45,6 @@ pub(super) enum Forged {
     /// It does not fit any secret.
     #[error("it fits none of the secrets of this sender")]
     Mismatch,
-}
-
-/// A secret that cannot be one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadSecret {
-    /// There is none.
-    #[error("there is no secret in it")]
-    None,
-    /// Not as Standard Webhooks has them.
-    #[error("the secret on line {line} is not {PREFIX} and Base64, as Standard Webhooks has it")]
-    NotStandard {
-        /// Counted from 1.
-        line: usize,
-    },
-}
-
-/// What a sender may sign with.
-pub(super) struct Secrets(Vec<Key>);
-
-impl Secrets {
-    /// From a file's text: one on each line; empty lines and those that begin with `#` are none.
-    pub(super) fn parse(text: &str, signature: Signature) -> Result<Self, BadSecret> {
-        let lines = text.lines().map(str::trim).enumerate();
-        let secrets = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')).map(|(n, line)| {
-            if signature != Signature::Standard {
-                return Ok(Key::new(HMAC_SHA256, line.as_bytes()));
-            }
-            let key = line.strip_prefix(PREFIX).and_then(|key| BASE64_STANDARD.decode(key).ok());
-            let key = key.filter(|key| !key.is_empty()).ok_or(BadSecret::NotStandard { line: n + 1 })?;
-            Ok(Key::new(HMAC_SHA256, &key))
-        });
-        let secrets: Vec<Key> = secrets.collect::<Result<_, _>>()?;
-        if secrets.is_empty() { Err(BadSecret::None) } else { Ok(Self(secrets)) }
-    }
-
-    /// In constant time for each secret.
-    fn verify(&self, message: &[u8], tag: &[u8]) -> bool {
-        self.0.iter().any(|key| verify(key, message, tag).is_ok())
-    }
-
-    /// Whether `word` is one of the secrets, in constant time: a key signs the same as another one only if it is the same.
-    fn holds(&self, word: &str) -> bool {
-        const PROBE: &[u8] = b"spothop webhook";
-        let tag = sign(&Key::new(HMAC_SHA256, word.as_bytes()), PROBE);
-        self.verify(PROBE, tag.as_ref())
-    }
 }
 
 /// A request, as far as it is signed.
@@ -131,9 +82,9 @@ impl Signed<'_> {
         if off.unsigned_abs() > TOLERANCE.as_secs().unsigned_abs() {
             return Err(Forged::Time { seconds: off });
         }
-        let message = [id.as_bytes(), b".", time.as_bytes(), b".", self.body].concat();
+        let message = signed(id, time, self.body);
         // Others than v1 are those of public keys, and of what is yet to come.
-        let tags = self.header(SIGNATURES)?.split(' ').filter_map(|one| one.strip_prefix("v1,"));
+        let tags = self.header(SIGNATURE)?.split(' ').filter_map(|one| one.strip_prefix("v1,"));
         let fits = |tag: &str| BASE64_STANDARD.decode(tag).is_ok_and(|tag| secrets.verify(&message, &tag));
         if tags.into_iter().any(fits) { Ok(()) } else { Err(Forged::Mismatch) }
     }
@@ -143,11 +94,6 @@ impl Signed<'_> {
         value.to_str().map_err(|_| Forged::Malformed { what: name.to_owned() })
     }
 }
-
-/// Standard Webhooks's header for the id.
-pub(super) const ID: &str = "webhook-id";
-const TIME: &str = "webhook-timestamp";
-const SIGNATURES: &str = "webhook-signature";
 
 #[cfg(test)]
 mod tests {
@@ -177,7 +123,7 @@ mod tests {
         body: &[u8],
         now: i64,
     ) -> Result<(), Forged> {
-        let secrets = Secrets::parse(secrets, sender.signature).unwrap();
+        let secrets = Secrets::parse(secrets, sender.signature == Signature::Standard).unwrap();
         let signed = Signed { headers: &headers(pairs), token: None, body };
         signed.check(sender, &secrets, Timestamp::from_second(now).unwrap())
     }
@@ -187,7 +133,7 @@ mod tests {
     fn a_standard_signature_is_of_id_time_and_body() {
         let standard = sender(Signature::Standard, None);
         let ask = |secrets: &str, id: &str, time: &str, signatures: &str, body: &[u8], now| {
-            check(&standard, secrets, &[(ID, id), (TIME, time), (SIGNATURES, signatures)], body, now)
+            check(&standard, secrets, &[(ID, id), (TIME, time), (SIGNATURE, signatures)], body, now)
         };
         let (id, time) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330");
         assert_eq!(ask(SECRET, id, time, RIGHT, BODY, SENT), Ok(()));
@@ -233,22 +179,12 @@ mod tests {
         assert_eq!((ask("Bearer one"), ask("Bearer two")), (Ok(()), Ok(())));
         assert_eq!((ask("Bearer"), ask("")), (Err(Forged::Mismatch), Err(Forged::Mismatch)));
         let path = sender(Signature::Path, None);
-        let secrets = Secrets::parse("one", Signature::Path).unwrap();
+        let secrets = Secrets::parse("one", false).unwrap();
         let ask = |token| {
             let signed = Signed { headers: &HeaderMap::new(), token, body: b"" };
             signed.check(&path, &secrets, Timestamp::UNIX_EPOCH)
         };
         assert_eq!((ask(Some("one")), ask(Some("on"))), (Ok(()), Err(Forged::Mismatch)));
         assert!(matches!(ask(None), Err(Forged::Missing { .. })));
-    }
-
-    #[test]
-    fn a_file_without_a_usable_secret_says_so() {
-        let bad = |text, signature| Secrets::parse(text, signature).err();
-        assert_eq!(bad("", Signature::Path), Some(BadSecret::None));
-        assert_eq!(bad("# nothing\n", Signature::Standard), Some(BadSecret::None));
-        for wrong in ["plain", "whsec_", "whsec_!!"] {
-            assert_eq!(bad(wrong, Signature::Standard), Some(BadSecret::NotStandard { line: 1 }), "{wrong}");
-        }
     }
 }
