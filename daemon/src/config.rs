@@ -22,6 +22,7 @@ mod host;
 pub mod inventory;
 pub mod memory;
 mod notice;
+pub mod notification;
 mod parking;
 mod policy;
 pub mod units;
@@ -36,6 +37,7 @@ pub use memory::Memory;
 pub use notice::{
     AwsNotice, AzureNotice, CloudChoice, GcpNotice, Likely, Notice, Others, Reclaim, Shutdown, SpotNotice, SqsNotice,
 };
+pub use notification::Notification;
 pub use parking::Parking;
 pub use policy::Policy;
 pub use webhook::Webhook;
@@ -64,6 +66,8 @@ pub struct Config {
     pub notice: Notice,
     /// Who else may tell of interruptions, by HTTPS.
     pub webhook: Webhook,
+    /// Whom to tell what becomes of containers.
+    pub notifications: Vec<Notification>,
     /// Clouds that may be asked about other hosts.
     pub provider: Provider,
     /// What this host allows itself.
@@ -341,6 +345,7 @@ struct File {
     tls: Tls,
     notice: Notice,
     webhook: webhook::Table,
+    notifications: Vec<Notification>,
     provider: Provider,
     limits: Limits,
     docker: Docker,
@@ -459,6 +464,7 @@ impl File {
             tls: self.tls,
             notice: self.notice,
             webhook,
+            notifications: self.notifications,
             provider: self.provider,
             limits: self.limits,
             docker: self.docker,

@@ -28,6 +28,7 @@ use crate::notice::detect::{CloudSource, Identity};
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
 use crate::notice::webhook::{self, Desk};
 use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
+use crate::notification::{DeliveryError, Notifier};
 use crate::orchestrator::{self, Docker, Orchestrator as _};
 use crate::parking;
 use crate::provider::Providers;
@@ -88,6 +89,9 @@ pub enum DaemonError {
     /// The port for webhooks.
     #[error(transparent)]
     Webhook(#[from] webhook::ListenError),
+    /// A receiver of notifications.
+    #[error(transparent)]
+    Notification(#[from] DeliveryError),
     /// A source of hosts.
     #[error("a source of hosts cannot be used")]
     Inventory(#[from] HttpError),
@@ -129,6 +133,8 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
         .await
         .map_err(DaemonError::Listen)?;
     inventory::watch(&context.config, &context.inventory).await?;
+    let (host, events) = (context.config.host.name.clone(), context.events.watch());
+    tokio::spawn(context.notifier.clone().follow(host, Arc::clone(&context.journal), events));
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context).await?;
@@ -189,6 +195,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     }
     let program =
         std::env::current_exe().map_err(|source| DaemonError::System { action: "find this very program", source })?;
+    let notifier = Notifier::start(&config)?;
     let providers = Providers::new(&config.provider).await;
     #[cfg(feature = "aws")]
     let launcher = match &config.capacity.ec2 {
@@ -211,6 +218,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         engine,
         credentials,
         events: Events::default(),
+        notifier,
         capacity,
         #[cfg(feature = "aws")]
         launcher,

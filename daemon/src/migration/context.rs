@@ -17,6 +17,7 @@ use crate::config::{Config, Likely};
 use crate::inventory::Inventory;
 use crate::journal::{Journal, NewMigration};
 use crate::notice::{Certainty, Notice};
+use crate::notification::Notifier;
 use crate::orchestrator::Orchestrator;
 use crate::parking;
 use crate::provider::{Instance, Providers};
@@ -35,6 +36,8 @@ pub struct Context {
     pub credentials: Credentials,
     /// Where migrations announce themselves.
     pub events: Events,
+    /// Whom else to tell what becomes of containers.
+    pub notifier: Notifier,
     /// What this host can do and what room it has.
     pub capacity: Capacity,
     /// Launches hosts when none of the inventory has room, if the configuration allows it.

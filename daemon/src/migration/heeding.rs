@@ -24,6 +24,7 @@ use crate::api::{MigrationView, Outcome};
 use crate::config::Likely;
 use crate::journal::Journal;
 use crate::notice::{Acknowledge, Certainty, NoticeEvent};
+use crate::notification::Message;
 use crate::orchestrator::Image;
 
 /// Between two looks for containers that are left, and hosts that would take them. Also until something certain to end is over: a container
@@ -142,6 +143,10 @@ impl Heed {
                 None => notices.remove(id),
             };
         }
+        self.context.notifier.tell(match event {
+            NoticeEvent::Noticed(notice) => Message::received(&self.context.config.host.name, notice),
+            NoticeEvent::Cancelled { id } => Message::withdrawn(&self.context.config.host.name, id),
+        });
         self.failures.clear();
         self.said.clear();
         self.next = Instant::now();
@@ -174,6 +179,10 @@ impl Heed {
 
     async fn act(&mut self) {
         let now = Timestamp::now();
+        for notice in self.notices.overdue(now) {
+            warn!(notice = notice.id, "its time is over, and containers are left here");
+            self.context.notifier.tell(Message::failed(&self.context.config.host.name, &notice));
+        }
         let stance = self.notices.stance(now, self.last_left(now).await);
         let departure = match &stance {
             Stance::Leave(leave) if leave.certain => Some(leave.clone()),
@@ -234,6 +243,7 @@ impl Heed {
     fn acknowledge(&mut self) {
         for notice in self.notices.acknowledge() {
             info!(notice = notice.id, "nothing is left on this host");
+            self.context.notifier.tell(Message::finished(&self.context.config.host.name, &notice));
             if let Some(acknowledger) = self.acknowledgers.get(notice.cloud.to_string().as_str()) {
                 let acknowledger = Arc::clone(acknowledger);
                 tokio::spawn(async move { acknowledger.acknowledge(&notice).await });
@@ -297,6 +307,7 @@ async fn try_look(
     let accepted = begin_for(context, planned, &errand, &turns);
     if !accepted.migrations.is_empty() {
         info!(notice, migrations = ?accepted.migrations, "the evacuation has begun");
+        context.notifier.tell(Message::started(&context.config.host.name, &notice, &accepted));
     }
     let stay = |stay: spothop_policy::Stay| {
         let reasons = stay.reasons().join("; ");

@@ -79,6 +79,8 @@ struct Known {
     said: BTreeSet<Timestamp>,
     /// The cloud was told that the host is empty.
     acknowledged: bool,
+    /// It was said that its time is over.
+    overdue: bool,
 }
 
 impl Known {
@@ -128,7 +130,10 @@ impl Notices {
                 }
                 None => {
                     let said = notice.deadline.into_iter().collect();
-                    self.known.insert(notice.id.clone(), Known { notice: notice.clone(), said, acknowledged: false });
+                    self.known.insert(
+                        notice.id.clone(),
+                        Known { notice: notice.clone(), said, acknowledged: false, overdue: false },
+                    );
                     Heard::New
                 }
             },
@@ -194,6 +199,19 @@ impl Notices {
             known.notice.clone()
         };
         self.known.values_mut().filter(certain).map(tell).collect()
+    }
+
+    /// The notices whose time is over, and whose cloud was never told that the host is empty; each is said once.
+    pub(super) fn overdue(&mut self, now: Timestamp) -> Vec<Notice> {
+        let late = |known: &&mut Known| {
+            let is_certain = known.notice.certainty == Certainty::Certain;
+            is_certain && !known.acknowledged && !known.overdue && known.is_over(now)
+        };
+        let tell = |known: &mut Known| {
+            known.overdue = true;
+            known.notice.clone()
+        };
+        self.known.values_mut().filter(late).map(tell).collect()
     }
 }
 
@@ -314,6 +332,23 @@ mod tests {
         assert_eq!(leave(&notices, 0).notice, "aws:i-1:stop");
         let unnamed = leave(&told(&[certain("gcp:i-1:terminate", None)]), 0);
         assert_eq!((unnamed.deadline, unnamed.by, unnamed.certain), (None, None, true));
+    }
+
+    #[test]
+    fn a_time_that_is_over_with_something_left_is_said_once() {
+        let mut notices = told(&[
+            certain("aws:i-1:terminate", Some(60)),
+            certain("aws:i-1:stop", Some(120)),
+            certain("gcp:i-1:terminate", None),
+            notice("aws:i-1:rebalance", Certainty::Likely, Some(10)),
+        ]);
+        let ids = |overdue: Vec<Notice>| overdue.into_iter().map(|notice| notice.id).collect::<Vec<_>>();
+        assert_eq!(ids(notices.overdue(at(60))), Vec::<String>::new());
+        assert_eq!(ids(notices.overdue(at(61))), ["aws:i-1:terminate"]);
+        assert_eq!(ids(notices.overdue(at(62))), Vec::<String>::new());
+        // Nothing was left before the other one's.
+        notices.acknowledge();
+        assert_eq!(ids(notices.overdue(at(121))), Vec::<String>::new());
     }
 
     #[test]

@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         notices::several_notices_are_one_evacuation,
         notices::a_container_without_a_target_is_moved_when_a_host_appears_before_the_deadline,
         notices::a_message_in_a_queue_evacuates_the_host_that_it_is_about_and_no_other,
-        webhook::a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_once,
+        webhook::a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_once_and_hears_of_it,
         parking::a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power,
         parking::files_and_volumes_are_the_same_after_a_stay_in_a_directory,
         parking::a_store_that_is_full_leaves_the_container_where_it_was,

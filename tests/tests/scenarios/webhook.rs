@@ -1,4 +1,4 @@
-//! A service beside the clouds says that a host is taken away.
+//! A service beside the clouds says that a host is taken away, and hears what becomes of it.
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -14,7 +14,11 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
 /// The daemon of `a` takes webhooks with the certificate that it has for other hosts.
 const TABLE: &str = "[webhook]\nlisten = '0.0.0.0:7443'\ncert = '/etc/spothop/tls/host.pem'\nkey = '/etc/spothop/tls/host.key'\n\
-                     [[webhook.senders]]\nname = 'saas'\nsecret_file = '/etc/spothop/saas'";
+                     [[webhook.senders]]\nname = 'saas'\nsecret_file = '/etc/spothop/saas'\n\
+                     [[notifications]]\nurl = 'http://127.0.0.1:8099/'\nsecret_file = '/etc/spothop/saas'";
+
+/// Who is told what becomes of it; see there.
+const RECEIVER: &str = include_str!("programs/receiver.py");
 
 /// What is sent, and when it says that it was signed.
 struct Event<'a> {
@@ -39,11 +43,14 @@ fn send(scene: &Scene, event: &Event<'_>) -> (u16, Value) {
     (status.parse().expect("a status"), serde_json::from_str(answer).expect("JSON"))
 }
 
-pub(crate) fn a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_once(scene: &Scene) {
+pub(crate) fn a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_once_and_hears_of_it(scene: &Scene) {
     scene.sh("a", &format!("umask 077; echo {SECRET} > /etc/spothop/saas"));
     let authority = scene.sh("a", "cat /etc/spothop/tls/ca.pem");
     let mut keep = scene.client(["sh", "-c", "echo \"$0\" > /tmp/ca.pem", &authority]).expect("a client");
     assert!(keep.status().expect("it starts").success());
+    scene.sh("a", "rm -f /tmp/told");
+    let receiver = ["systemd-run", "--unit=receiver", "--collect", "python3", "-c", RECEIVER, SECRET];
+    scene.output("a", receiver).expect("a receiver");
     let configured = Configured::adding(scene, &["a"], TABLE);
     let (redis, client) = under_load(scene, 32);
     let since = Timestamp::now();
@@ -81,8 +88,18 @@ pub(crate) fn a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_on
     let report = assert_faithful(client);
     eprintln!("longest gap {:.0} ms", report.longest_gap_ms);
 
+    // The first was not heard at once, and came again.
+    for told in ["notice.received", "evacuation.started", "container.moved", "evacuation.finished"] {
+        scene.eventually("a", &format!("grep -q {told} /tmp/told"));
+    }
+    let told = scene.sh("a", "sort /tmp/told");
+    let expected = ["container.moved", "evacuation.finished", "evacuation.started", "notice.received"];
+    assert_eq!(told.split_whitespace().collect::<Vec<_>>(), expected);
+
     let withdrawn = json!({ "type": "instance.withdrawn", "data": { "instance": "a" } }).to_string();
     assert_eq!(send(scene, &Event { id: "evt_2", body: &withdrawn, ..right }).0, 202);
     scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"notices\":\\[\\]'");
+    scene.eventually("a", "grep -q notice.withdrawn /tmp/told");
     drop(configured);
+    scene.sh("a", "systemctl stop receiver");
 }
