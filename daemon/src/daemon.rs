@@ -27,6 +27,8 @@ use crate::notice::detect::{CloudSource, Identity};
 #[cfg(feature = "aws")]
 use crate::notice::sqs::{self, SqsOptions, SqsSource};
 use crate::notice::webhook::{self, Desk};
+#[cfg(feature = "aws")]
+use crate::notice::{Acknowledge, lifecycle::LifecycleHook};
 use crate::notice::{NoticeEvent, NoticeSource as _, SourceError};
 use crate::notification::{DeliveryError, Notifier};
 use crate::orchestrator::{self, Docker, Orchestrator as _};
@@ -92,6 +94,12 @@ pub enum DaemonError {
     /// A receiver of notifications.
     #[error(transparent)]
     Notification(#[from] DeliveryError),
+    /// A lifecycle hook is configured that this program cannot speak with.
+    #[cfg(not(feature = "aws"))]
+    #[error(
+        "[notice.aws] lifecycle_hook needs a spothop that is built with its feature `aws`; this one is built without it"
+    )]
+    NoLifecycleHooks,
     /// A source of hosts.
     #[error("a source of hosts cannot be used")]
     Inventory(#[from] HttpError),
@@ -205,6 +213,19 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         }
         None => None,
     };
+    let instance = Arc::default();
+    #[cfg(feature = "aws")]
+    let lifecycle_hook = match &config.notice.aws.lifecycle_hook {
+        Some(name) => {
+            let api = spothop_aws::AutoScaling::new(spothop_aws::Access::Environment).await;
+            Some(Arc::new(LifecycleHook::new(api, name, Arc::clone(&instance))))
+        }
+        None => None,
+    };
+    #[cfg(not(feature = "aws"))]
+    if config.notice.aws.lifecycle_hook.is_some() {
+        return Err(DaemonError::NoLifecycleHooks);
+    }
     #[cfg(not(feature = "aws"))]
     if config.capacity.ec2.is_some() {
         warn!(
@@ -222,6 +243,8 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         capacity,
         #[cfg(feature = "aws")]
         launcher,
+        #[cfg(feature = "aws")]
+        lifecycle_hook,
         inventory,
         zone,
         ways,
@@ -233,7 +256,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         departure: watch::Sender::new(None),
         moving: Mutex::new(HashSet::new()),
         released: Notify::new(),
-        instance: Arc::default(),
+        instance,
         providers,
     })
 }
@@ -245,6 +268,8 @@ async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let identity = Identity { instance: Arc::clone(&context.instance), zone: Arc::clone(&context.zone) };
     let source = CloudSource::new(&config.notice, &identity, &config.host.name)?;
     let acknowledgers = source.acknowledgers();
+    #[cfg(feature = "aws")]
+    let acknowledgers = with_lifecycle_hook(context, acknowledgers);
     tokio::spawn(Box::new(source).run(sender.clone()));
     if config.notice.sqs.queue_url.is_some() {
         watch_queue(context, sender.clone()).await?;
@@ -255,6 +280,16 @@ async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     }
     tokio::spawn(heeding::heed(Arc::clone(context), events, acknowledgers));
     Ok(())
+}
+
+/// With the way to this host's Auto Scaling group. It is not a source's: a notice of the group comes out of a queue too.
+#[cfg(feature = "aws")]
+fn with_lifecycle_hook(context: &Context, mut ways: heeding::Acknowledgers) -> heeding::Acknowledgers {
+    if let Some(hook) = &context.lifecycle_hook {
+        let hook: Arc<dyn Acknowledge> = Arc::clone(hook) as _;
+        ways.insert("aws", hook);
+    }
+    ways
 }
 
 #[cfg(feature = "aws")]

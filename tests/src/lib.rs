@@ -3,9 +3,10 @@
 //!
 //! What is where: [`testbed`] is the whole; [`host`] one machine (namespaces, root, process 1); [`switch`] the network between
 //! them; [`cgroup`] how all of it is found and ended again; [`imds`] the metadata service; [`base`] the Debian root below all
-//! hosts; [`moto`] an imitation of AWS; [`older_kernel`] a virtual machine for unit tests; [`product`] spothop on them; [`image`] and [`workload`] container images; [`redis`] a live client, [`scenario`] it and a
+//! hosts; [`moto`] an imitation of AWS, [`autoscaling`] of what it lacks; [`older_kernel`] a virtual machine for unit tests; [`product`] spothop on them; [`image`] and [`workload`] container images; [`redis`] a live client, [`scenario`] it and a
 //! server; [`events`] what the daemon tells; [`torture`] faults of all kinds, and a checker that believes nobody; [`soak`] many moves in a row; [`state`] and [`layout`] what is kept where.
 
+pub mod autoscaling;
 pub mod base;
 pub mod bench;
 pub mod cgroup;

@@ -1,10 +1,10 @@
-//! What Amazon EC2's API says of instances, and what a queue of SQS holds, through AWS's own SDK.
+//! What Amazon EC2's API says of instances, what a queue of SQS holds, and whom an Auto Scaling group waits for, through AWS's own SDK.
 //!
 //! A crate of its own because of that SDK: it takes minutes to build, so it must not be rebuilt with anything that changes
 //! often, nor stand in the way of whoever builds the daemon without it. It knows nothing of migrations; what an answer means for
 //! them is said in the daemon's `provider`.
 //!
-//! Calls (for the queue's see [`Queue`]):
+//! Calls (for the queue's see [`Queue`], for the group's [`AutoScaling`]):
 //! - `DescribeInstances` with one id or by a tag, which needs the permission `ec2:DescribeInstances`;
 //! - `CreateFleet`, which launches instances and needs `ec2:CreateFleet`, `ec2:RunInstances` and `ec2:CreateTags`, and
 //!   `iam:PassRole` for a template with a role;
@@ -16,6 +16,7 @@
 //! stands between is one more that could answer for EC2.
 
 mod addresses;
+mod autoscaling;
 mod error;
 mod fleet;
 mod sqs;
@@ -40,6 +41,7 @@ use aws_smithy_http_client::tls::{Provider as Tls, rustls_provider::CryptoMode};
 use tokio::time::timeout;
 
 pub use addresses::Interface;
+pub use autoscaling::{AutoScaling, Hook, Membership, Waiting};
 pub use error::Error;
 pub use fleet::{FleetError, Launched, Market, Order};
 pub use sqs::{Message, Queue};

@@ -18,9 +18,9 @@ use spothop_policy::Plan;
 use tokio::net::UnixStream;
 
 use super::{
-    Accepted, Begun, ContainerView, EvacuateRequest, Event, HostView, LogView, MigrateRequest, MigrationView, Open,
-    ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest, RestoreRequest, Runs,
-    Status,
+    Accepted, Begun, ContainerView, EvacuateRequest, Event, HostView, LifecycleHookView, LogView, MigrateRequest,
+    MigrationView, Open, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView, ResolveRequest,
+    RestoreRequest, Runs, Status,
 };
 
 /// The largest answer that is read, in bytes. A plan for a thousand containers and hosts is far smaller.
@@ -118,6 +118,14 @@ impl Client {
     /// [`ClientError`].
     pub async fn provider(&self) -> Result<ProviderView, ClientError> {
         self.get("/v1/provider").await
+    }
+
+    /// How things stand with the lifecycle hook, if one is configured. The daemon asks Auto Scaling, which takes seconds when it does not answer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn lifecycle_hook(&self) -> Result<Option<LifecycleHookView>, ClientError> {
+        self.get("/v1/lifecycle-hook").await
     }
 
     /// The running containers.

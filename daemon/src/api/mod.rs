@@ -6,6 +6,7 @@
 //! | `GET /v1/containers` | `Vec<`[`ContainerView`]`>` |
 //! | `GET /v1/hosts` | `Vec<`[`HostView`]`>` |
 //! | `GET /v1/provider` | [`ProviderView`] |
+//! | `GET /v1/lifecycle-hook` | [`LifecycleHookView`], or null where none is configured |
 //! | `POST /v1/plan` with [`PlanRequest`] | [`spothop_policy::Plan`] |
 //! | `POST /v1/migrations` with [`MigrateRequest`] | [`Accepted`] |
 //! | `POST /v1/evacuations` with [`EvacuateRequest`] | [`Accepted`] |
@@ -35,6 +36,7 @@ pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
 use crate::migration::{Phase, Side};
 use crate::notice::Notice;
+use crate::notice::lifecycle::Outlook;
 use crate::provider::{Instance, Word};
 
 /// What this daemon is and does right now.
@@ -59,6 +61,15 @@ pub struct ProviderView {
     pub instance: Option<Instance>,
     /// What the cloud says of that instance.
     pub word: Word,
+}
+
+/// How things stand with the lifecycle hook of this host's Auto Scaling group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LifecycleHookView {
+    /// Its name, as configured.
+    pub hook: String,
+    /// Whether it could be held and completed.
+    pub outlook: Outlook,
 }
 
 /// One running container, as `spothop ps` shows it.

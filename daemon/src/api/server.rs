@@ -22,9 +22,9 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::sync::mpsc;
 
 use super::{
-    Accepted, Begun, ContainerView, EvacuateRequest, Event, EventKind, HostView, LogSummary, LogView, MigrateRequest,
-    MigrationView, Open, Outcome, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode, ProviderView,
-    ResolveRequest, RestoreRequest, Status,
+    Accepted, Begun, ContainerView, EvacuateRequest, Event, EventKind, HostView, LifecycleHookView, LogSummary,
+    LogView, MigrateRequest, MigrationView, Open, Outcome, ParkRequest, ParkedView, PlanRequest, Problem, ProblemCode,
+    ProviderView, ResolveRequest, RestoreRequest, Status,
 };
 use crate::inventory::{self, Candidate};
 use crate::journal::{Journal, JournalError};
@@ -75,6 +75,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/v1/containers", get(containers))
         .route("/v1/hosts", get(hosts))
         .route("/v1/provider", get(provider))
+        .route("/v1/lifecycle-hook", get(lifecycle_hook))
         .route("/v1/plan", post(plan))
         .route("/v1/migrations", post(migrate))
         .route("/v1/migrations/{id}", get(migration))
@@ -163,6 +164,10 @@ async fn provider(State(context): State<Arc<Context>>) -> Answer<ProviderView> {
     let instance = context.instance.get().cloned();
     let word = context.providers.inquire(instance.clone()).word().await;
     Ok(Json(ProviderView { instance, word }))
+}
+
+async fn lifecycle_hook(State(context): State<Arc<Context>>) -> Answer<Option<LifecycleHookView>> {
+    Ok(Json(context.examine_lifecycle_hook().await))
 }
 
 async fn containers(State(context): State<Arc<Context>>) -> Answer<Vec<ContainerView>> {

@@ -265,6 +265,10 @@ pub struct AwsNotice {
     /// Containers leave so long before a maintenance that EC2 has scheduled, which it does days ahead. Default: 10 min.
     #[serde(deserialize_with = "super::positive_duration")]
     pub maintenance_lead: Duration,
+    /// The lifecycle hook by which this host's Auto Scaling group waits before it terminates an instance: held while containers leave, completed
+    /// when all are gone. Default: none, and the group is told nothing.
+    #[serde(deserialize_with = "hook_name")]
+    pub lifecycle_hook: Option<String>,
 }
 
 impl Default for AwsNotice {
@@ -274,6 +278,19 @@ impl Default for AwsNotice {
             endpoints: vec!["http://169.254.169.254".to_owned(), "http://[fd00:ec2::254]".to_owned()],
             poll_interval: Duration::from_secs(1),
             maintenance_lead: Duration::from_secs(10 * 60),
+            lifecycle_hook: None,
+        }
+    }
+}
+
+/// `[A-Za-z0-9\-_\/]+`, 255 characters at most (`LifecycleHookName` in the Auto Scaling API Reference).
+fn hook_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '/');
+    match (1..=255).contains(&name.len()) && name.chars().all(plain) {
+        true => Ok(Some(name)),
+        false => {
+            Err(de::Error::custom(format_args!("`{name}` is not the name of a lifecycle hook, such as \"spothop\"")))
         }
     }
 }

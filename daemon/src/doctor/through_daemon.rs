@@ -5,8 +5,9 @@ use std::fs;
 use spothop_policy::{Bytes, CpuVerdict, HostState};
 
 use super::Check;
-use crate::api::{Client, ContainerView, HostView, ProviderView};
+use crate::api::{Client, ContainerView, HostView, LifecycleHookView, ProviderView};
 use crate::config::Config;
+use crate::notice::lifecycle::Outlook;
 use crate::provider::Word;
 
 pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
@@ -27,6 +28,12 @@ pub(super) async fn check(config: &Config, client: &Client) -> Vec<Check> {
         Ok(view) => provider(config, &view),
         Err(error) => Check::failed("provider", error.to_string(), "see: journalctl -u spothop"),
     });
+    if config.notice.aws.lifecycle_hook.is_some() {
+        checks.push(match client.lifecycle_hook().await {
+            Ok(view) => lifecycle_hook(view),
+            Err(error) => Check::failed("lifecycle hook", error.to_string(), "see: journalctl -u spothop"),
+        });
+    }
     match client.hosts().await {
         Ok(hosts) => checks.extend(peers(&hosts, &config.host.name)),
         Err(error) => checks.push(Check::failed("peers", error.to_string(), "see: journalctl -u spothop")),
@@ -61,6 +68,31 @@ fn provider(config: &Config, view: &ProviderView) -> Check {
         ),
     }
 }
+
+/// Whether the Auto Scaling group would wait for this host, tried on this host itself. Completing the hook cannot be tried.
+fn lifecycle_hook(view: Option<LifecycleHookView>) -> Check {
+    let subject = "lifecycle hook";
+    let Some(LifecycleHookView { hook, outlook }) = view else {
+        let advice = "let the daemon read the configuration: systemctl restart spothop";
+        return Check::warning(subject, "the running daemon knows of none", advice);
+    };
+    match outlook {
+        Outlook::Ready { group, timeout_seconds } => {
+            let waits = timeout_seconds.map(|seconds| format!(" waits {seconds} s and"));
+            Check::ok(subject, format!("{hook} of the group {group}{} can be held", waits.unwrap_or_default()))
+        }
+        Outlook::Alone { reason } => Check::info(subject, format!("nobody waits for this host: {reason}")),
+        Outlook::Broken { reason } => Check::warning(subject, reason, HOOK_ADVICE),
+    }
+}
+
+/// `Describe…` know no permission for single groups ("Actions, resources, and condition keys for Amazon EC2 Auto Scaling").
+const HOOK_ADVICE: &str = concat!(
+    "the group does not wait for containers that leave, or waits in vain; its hook must be one for instances that terminate, and the role of ",
+    r#"every host needs {"Effect": "Allow", "Action": ["autoscaling:DescribeAutoScalingInstances", "#,
+    r#""autoscaling:DescribeLifecycleHooks", "autoscaling:RecordLifecycleActionHeartbeat", "#,
+    r#""autoscaling:CompleteLifecycleAction"], "Resource": "*"}"#
+);
 
 /// `DescribeInstances` knows no permission for single instances ("Actions, resources, and condition keys for Amazon EC2").
 const ASK_ADVICE: &str = concat!(
@@ -199,6 +231,22 @@ mod tests {
         assert_eq!(running.finding, "says of this host (aws i-1234567890abcdef0 in eu-central-1): running");
         let dead = says(Some(&instance), Word::Gone { reason: "terminated".to_owned() });
         assert_eq!(dead.verdict, Verdict::Warning, "a host that asks is not gone: the answer is wrong");
+    }
+
+    #[test]
+    fn a_hook_that_cannot_be_held_is_a_warning_with_the_permissions_to_add() {
+        let says = |outlook| lifecycle_hook(Some(LifecycleHookView { hook: "drain".to_owned(), outlook }));
+        let ready = says(Outlook::Ready { group: "spot".to_owned(), timeout_seconds: Some(300) });
+        assert_eq!(
+            (ready.verdict, ready.finding.as_str()),
+            (Verdict::Ok, "drain of the group spot waits 300 s and can be held")
+        );
+        let reason = || "because".to_owned();
+        assert_eq!(says(Outlook::Alone { reason: reason() }).verdict, Verdict::Info);
+        let broken = says(Outlook::Broken { reason: reason() });
+        assert_eq!(broken.verdict, Verdict::Warning);
+        assert!(broken.advice.unwrap().contains("autoscaling:CompleteLifecycleAction"));
+        assert_eq!(lifecycle_hook(None).verdict, Verdict::Warning);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use super::notices::Leave;
 use super::track::{Events, Track, unpanicked};
 use super::{Conversation, Error, Side, Ways, Workspace};
+use crate::api::LifecycleHookView;
 use crate::capacity::Capacity;
 use crate::config::{Config, Likely};
 use crate::inventory::Inventory;
@@ -43,6 +44,9 @@ pub struct Context {
     /// Launches hosts when none of the inventory has room, if the configuration allows it.
     #[cfg(feature = "aws")]
     pub launcher: Option<Arc<crate::capacity::launch::Launcher>>,
+    /// The lifecycle hook of this host's Auto Scaling group, if the configuration names it.
+    #[cfg(feature = "aws")]
+    pub lifecycle_hook: Option<Arc<crate::notice::lifecycle::LifecycleHook<spothop_aws::AutoScaling>>>,
     /// The other hosts.
     pub inventory: Arc<Inventory>,
     /// The ways in which memory can leave and come.
@@ -72,6 +76,15 @@ pub struct Context {
 }
 
 impl Context {
+    /// How things stand with the lifecycle hook of this host's Auto Scaling group, if one is configured.
+    pub async fn examine_lifecycle_hook(&self) -> Option<LifecycleHookView> {
+        #[cfg(feature = "aws")]
+        if let (Some(name), Some(hook)) = (&self.config.notice.aws.lifecycle_hook, &self.lifecycle_hook) {
+            return Some(LifecycleHookView { hook: name.clone(), outlook: hook.examine().await });
+        }
+        None
+    }
+
     /// Opens a conversation with a host of the inventory, or one that was in it, or with the store that has this URL.
     ///
     /// # Errors

@@ -96,8 +96,8 @@ enum Found {
     Empty,
     /// Nothing to begin now.
     Nothing,
-    /// Some that had to be planned: those that stay, with their reasons.
-    Left(Vec<(String, String, String)>),
+    /// Some that had to be planned: those that stay, with their reasons; and whether one is on its way, or could be if there were a host.
+    Left { stays: Vec<(String, String, String)>, hope: bool },
 }
 
 impl Heed {
@@ -165,8 +165,12 @@ impl Heed {
     fn found(&mut self, found: Found) {
         match found {
             Found::Empty => self.acknowledge(),
-            Found::Nothing => {}
-            Found::Left(stays) => {
+            // On its way, or to be tried again.
+            Found::Nothing => self.hold(),
+            Found::Left { stays, hope } => {
+                if hope {
+                    self.hold();
+                }
                 for (id, name, reasons) in stays {
                     if self.said.get(&id) != Some(&reasons) {
                         warn!(container = name, reasons, "this container stays for now");
@@ -239,6 +243,15 @@ impl Heed {
         }
     }
 
+    /// Something here needs time.
+    fn hold(&self) {
+        for notice in self.notices.unacknowledged() {
+            if let Some(acknowledger) = self.acknowledgers.get(notice.cloud.to_string().as_str()) {
+                tokio::spawn(acknowledger.hold(notice));
+            }
+        }
+    }
+
     /// Every container is safe.
     fn acknowledge(&mut self) {
         for notice in self.notices.acknowledge() {
@@ -292,6 +305,7 @@ async fn try_look(
     if running.is_empty() && moving.is_empty() {
         return Ok(Found::Empty);
     }
+    let is_moving = !moving.is_empty();
     let except: BTreeSet<String> = moving.into_iter().chain(resting).collect();
     if running.iter().all(|container| except.contains(&container.id)) {
         return Ok(Found::Nothing);
@@ -309,11 +323,13 @@ async fn try_look(
         info!(notice, migrations = ?accepted.migrations, "the evacuation has begun");
         context.notifier.tell(Message::started(&context.config.host.name, &notice, &accepted));
     }
+    let could_go = |stay: &spothop_policy::Stay| stay.obstacles.is_empty();
+    let hope = is_moving || !accepted.migrations.is_empty() || accepted.plan.stays.iter().any(could_go);
     let stay = |stay: spothop_policy::Stay| {
         let reasons = stay.reasons().join("; ");
         (stay.container, stay.name, reasons)
     };
-    Ok(Found::Left(accepted.plan.stays.into_iter().map(stay).collect()))
+    Ok(Found::Left { stays: accepted.plan.stays.into_iter().map(stay).collect(), hope })
 }
 
 /// Has the hosts to which this host's containers would go get their images.

@@ -191,6 +191,12 @@ impl Notices {
         self.known.values().any(|known| known.notice.certainty == Certainty::Likely)
     }
 
+    /// Those whose cloud may still wait for this host.
+    pub(super) fn unacknowledged(&self) -> impl Iterator<Item = &Notice> {
+        let open = |known: &&Known| known.notice.certainty == Certainty::Certain && !known.acknowledged;
+        self.known.values().filter(open).map(|known| &known.notice)
+    }
+
     /// The notices whose cloud has not been told yet that the host is empty; they count as told from now on.
     pub(super) fn acknowledge(&mut self) -> Vec<Notice> {
         let certain = |known: &&mut Known| known.notice.certainty == Certainty::Certain && !known.acknowledged;
@@ -391,7 +397,10 @@ mod tests {
         let mut notices =
             told(&[certain("azure:1:reboot", Some(60)), notice("aws:i-1:rebalance", Certainty::Likely, None)]);
         let ids = |notices: Vec<Notice>| notices.into_iter().map(|notice| notice.id).collect::<Vec<_>>();
+        let open = |notices: &Notices| notices.unacknowledged().count();
+        assert_eq!(open(&notices), 1);
         assert_eq!(ids(notices.acknowledge()), ["azure:1:reboot"]);
+        assert_eq!(open(&notices), 0);
         assert!(notices.acknowledge().is_empty());
         notices.hear(&certain("azure:2:reboot", None));
         assert_eq!(ids(notices.acknowledge()), ["azure:2:reboot"]);

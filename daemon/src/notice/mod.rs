@@ -17,6 +17,7 @@ pub mod detect;
 #[cfg(any(feature = "aws", test))]
 mod eventbridge;
 mod gcp;
+pub mod lifecycle;
 mod metadata;
 mod polling;
 mod shutdown;
@@ -223,6 +224,12 @@ pub trait Acknowledge: Send + Sync {
     /// Says that nothing on this host needs the time that is left. Best effort: a failure is logged by the implementation,
     /// and the cloud then takes the host at the deadline.
     fn acknowledge(&self, notice: &Notice) -> BoxFuture<'static, ()>;
+
+    /// Says that something here still needs time. Said every few seconds while that is so, until [`acknowledge`](Self::acknowledge); best effort,
+    /// like that. Most clouds cannot be asked for time.
+    fn hold(&self, _notice: &Notice) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::targets::PutBack;
 const RATE: &str = "12";
 
 /// The daemon's.
-const CONFIGURATION: &str = "/etc/spothop/config.toml";
+pub(crate) const CONFIGURATION: &str = "/etc/spothop/config.toml";
 
 /// Long enough for everything here.
 const LEAD: Duration = Duration::from_secs(120);

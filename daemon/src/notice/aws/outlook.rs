@@ -92,8 +92,16 @@ pub(in crate::notice) fn rebalance(instance: &str, received: Timestamp) -> Notic
 /// The Auto Scaling group terminates it, when its lifecycle hooks have ended: at once if there is none.
 pub(in crate::notice) fn scale_in(instance: &str, received: Timestamp) -> Notice {
     let certain = rebalance(instance, received);
-    let id = format!("{}:{instance}/autoscaling:{}", Cloud::Aws, Action::Terminate);
-    Notice { id, certainty: Certainty::Certain, ..certain }
+    Notice { id: scale_in_id(instance), certainty: Certainty::Certain, ..certain }
+}
+
+fn scale_in_id(instance: &str) -> String {
+    format!("{}:{instance}/autoscaling:{}", Cloud::Aws, Action::Terminate)
+}
+
+/// Whether a notice is that of its Auto Scaling group.
+pub(in crate::notice) fn is_scale_in(notice: &Notice) -> bool {
+    notice.id == scale_in_id(&notice.instance)
 }
 
 fn json<'a, T: Deserialize<'a>>(body: &'a str) -> Result<T, String> {
