@@ -11,9 +11,12 @@ fn moto() -> Moto {
     Moto::start("127.0.0.1", None, &|line| eprintln!("{line}")).expect("moto")
 }
 
+fn access(moto: &Moto) -> Access {
+    Access::Imitation { endpoint: moto.endpoint().to_owned(), keys: ("key".to_owned(), "secret".to_owned()) }
+}
+
 async fn ec2(moto: &Moto) -> Ec2 {
-    let keys = ("key".to_owned(), "secret".to_owned());
-    Ec2::new(Access::Imitation { endpoint: moto.endpoint().to_owned(), keys }).await
+    Ec2::new(access(moto)).await
 }
 
 #[tokio::test]
@@ -52,11 +55,7 @@ async fn a_server_that_is_gone_is_an_error_and_no_answer() {
 async fn messages_are_received_given_back_and_deleted() {
     let moto = moto();
     let url = moto.make_queue("notices").unwrap();
-    let access = || {
-        let keys = ("key".to_owned(), "secret".to_owned());
-        Access::Imitation { endpoint: moto.endpoint().to_owned(), keys }
-    };
-    let queue = Queue::new(access(), &url, REGION).await;
+    let queue = Queue::new(access(&moto), &url, REGION).await;
     moto.send(&url, "ours").unwrap();
     let first = queue.receive().await.unwrap();
     assert_eq!(first.iter().map(|message| message.body.as_str()).collect::<Vec<_>>(), ["ours"]);
@@ -66,7 +65,7 @@ async fn messages_are_received_given_back_and_deleted() {
     assert_eq!(again[0].body, "ours");
     queue.delete(&again[0].receipt).await.unwrap();
     assert_eq!(moto.count(&url).unwrap(), "0 0");
-    let nowhere = Queue::new(access(), &url.replace("notices", "nowhere"), REGION).await;
+    let nowhere = Queue::new(access(&moto), &url.replace("notices", "nowhere"), REGION).await;
     let error = nowhere.receive().await.expect_err("no such queue");
     assert!(matches!(error, spothop_aws::Error::Refused { .. }), "{error:?}");
 }

@@ -107,6 +107,7 @@ fn main() -> ExitCode {
         parking::a_failure_after_the_manifest_leaves_the_container_where_it_was_and_nothing_to_restore,
         parking::a_restore_that_fails_gives_the_checkpoint_back,
         parking::what_no_host_takes_is_parked_before_a_notices_deadline,
+        scaling::a_group_does_not_wait_for_what_can_never_be_moved,
         scaling::a_group_waits_for_a_host_until_its_last_container_is_safe_and_no_longer,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,

@@ -1,17 +1,15 @@
 //! Containers in an object store: a bucket of an imitation of S3 on the client machine, or a directory.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
 use spothop_tests::imds::Action;
-use spothop_tests::layout::CLIENT_ADDRESS;
-use spothop_tests::moto::{Moto, REGION};
 
 use crate::files;
 use crate::notices;
+use crate::provider::{ask_there, moto_beside};
 use crate::redis::{assert_faithful, under_load};
-use crate::scene::{ABORTED, Answer, DROP_INS, HOSTS, MOVED, REFUSED, Scene};
+use crate::scene::{ABORTED, Answer, HOSTS, MOVED, REFUSED, Scene};
 
 /// `spothop restore` has failed.
 const FAILED: i32 = 1;
@@ -91,18 +89,10 @@ fn assert_refused(answer: &Answer, words: &str) {
 
 pub(crate) fn a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power(_: &Scene) {
     let mut scene = Scene::up("e2e-parking");
-    let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
-    let moto = Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto");
+    let moto = moto_beside(&scene);
     moto.make_bucket(BUCKET).expect("a bucket");
     for host in HOSTS {
-        let variables = format!(
-            "AWS_ENDPOINT_URL={} AWS_REGION={REGION} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret",
-            moto.endpoint()
-        );
-        scene.sh(
-            host,
-            &format!("mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/bucket.conf"),
-        );
+        ask_there(&scene, host, "AWS_ENDPOINT_URL", moto.endpoint());
     }
     let url = format!("s3://{BUCKET}/fleet");
     let (checkpoint, keys) = {

@@ -8,6 +8,9 @@ use spothop_tests::moto::{Moto, REGION};
 
 use crate::scene::{DROP_INS, HOSTS, Scene};
 
+/// Where a host's daemon is told where AWS is.
+pub(crate) const AWS_UNIT: &str = "/run/systemd/system/spothop.service.d/aws.conf";
+
 /// EC2, on the client machine, and every host an instance of it whose daemon asks there.
 struct Cloud<'a> {
     scene: &'a Scene,
@@ -16,21 +19,27 @@ struct Cloud<'a> {
     ids: [String; 2],
 }
 
+/// Starts moto on the client machine.
+pub(crate) fn moto_beside(scene: &Scene) -> Moto {
+    let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
+    Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto")
+}
+
+/// Has a host's daemon ask an imitation of AWS there, with any keys, from its next start on. `variable`: `AWS_ENDPOINT_URL`, or that of one service.
+pub(crate) fn ask_there(scene: &Scene, host: &str, variable: &str, endpoint: &str) {
+    let variables =
+        format!("{variable}={endpoint} AWS_REGION={REGION} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret");
+    let unit = format!("mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {AWS_UNIT}");
+    scene.sh(host, &unit);
+}
+
 /// Starts EC2 on the client machine, and makes every host an instance of it; returns their ids in the order of the hosts.
 pub(crate) fn cloud_over(scene: &Scene) -> (Moto, [String; 2]) {
-    let network = PathBuf::from(format!("/proc/{}/ns/net", scene.state().client.pid));
-    let moto = Moto::start(&CLIENT_ADDRESS.to_string(), Some(&network), &|line| eprintln!("{line}")).expect("moto");
+    let moto = moto_beside(scene);
     let ids = HOSTS.map(|host| {
         let id = moto.run_instance().expect("an instance");
         scene.identify(host, &id).expect("a metadata service");
-        let variables = format!(
-            "AWS_ENDPOINT_URL={} AWS_REGION={REGION} AWS_ACCESS_KEY_ID=key AWS_SECRET_ACCESS_KEY=secret",
-            moto.endpoint()
-        );
-        scene.sh(
-            host,
-            &format!("mkdir -p {DROP_INS}; printf '[Service]\\nEnvironment={variables}\\n' > {DROP_INS}/cloud.conf"),
-        );
+        ask_there(scene, host, "AWS_ENDPOINT_URL", moto.endpoint());
         scene.restart_daemon(host);
         scene.eventually(host, "journalctl -u spothop -b | grep -q \"this host is aws \"");
         id
@@ -58,7 +67,7 @@ impl Drop for Cloud<'_> {
     fn drop(&mut self) {
         for (index, host) in HOSTS.iter().enumerate() {
             // A panic here, while another one is on its way, would hide the reason of both.
-            let script = format!("rm -f {DROP_INS}/cloud.conf; systemctl daemon-reload; systemctl restart spothop");
+            let script = format!("rm -f {AWS_UNIT}; systemctl daemon-reload; systemctl restart spothop");
             let own = spothop_tests::testbed::instance_id(index as u8);
             let put_back = self.scene.identify(host, &own);
             if let Err(error) = put_back.and_then(|()| self.scene.output(host, ["sh", "-ec", &script]).map(drop)) {
