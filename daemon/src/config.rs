@@ -123,11 +123,17 @@ pub struct Provider {
 pub struct AwsProvider {
     /// Whether to ask at all. Default: yes; EC2 is asked only about a source that is an instance of EC2 and silent.
     pub enabled: bool,
+    /// Whether to ask what a machine of this host's type costs in its zone on the spot market, where [`Host::price`] does not say. Needs
+    /// the permission `ec2:DescribeSpotPriceHistory`. Default: no.
+    pub spot_price: bool,
+    /// The instance types that are to be scored, this host's among them: how likely EC2 is to have one of them in this host's zone. Scores
+    /// of fewer than three types are always low. Needs the permission `ec2:GetSpotPlacementScores`. Default: none; it is not asked.
+    pub placement_types: Vec<String>,
 }
 
 impl Default for AwsProvider {
     fn default() -> Self {
-        Self { enabled: true }
+        Self { enabled: true, spot_price: false, placement_types: Vec::new() }
     }
 }
 

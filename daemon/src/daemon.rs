@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::api;
 use crate::capacity::Capacity;
 #[cfg(feature = "aws")]
-use crate::capacity::launch::Launcher;
+use crate::capacity::{launch::Launcher, market};
 use crate::config::Config;
 use crate::inventory::{self, HttpError, Inventory};
 use crate::journal::{self, Journal, JournalError};
@@ -146,6 +146,7 @@ pub async fn run(config: Config, socket: &Path) -> Result<(), DaemonError> {
     migration::recover(&context).await.map_err(DaemonError::Recover)?;
     tokio::spawn(peers::listen(Arc::clone(&context), listener));
     watch_notices(&context).await?;
+    watch_market(&context).await;
     tokio::spawn(parking::keep_swept(Arc::clone(&context)));
     let control = api::serve(Arc::clone(&context), socket);
     tell_systemd(&[NotifyState::Ready]);
@@ -191,9 +192,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
     let journal = Arc::new(Journal::open(&journal_path)?);
     let engine = Arc::new(Docker::connect(&config.docker.socket).await?);
     let (settings, scratch, data) = (config.clone(), runtime.clone(), engine.describe().await?.data_directory);
-    let zone = Arc::new(OnceLock::new());
-    let told = Arc::clone(&zone);
-    let probe = spawn_blocking(move || Capacity::probe(&settings, &scratch, data, told));
+    let probe = spawn_blocking(move || Capacity::probe(&settings, &scratch, data));
     let capacity = unpanicked(probe.await);
     let inventory = Arc::new(Inventory::open(&config, Some(state.join("inventory.json"))));
     let (memory, features, scratch) = (config.memory, capacity.features().clone(), runtime.clone());
@@ -246,7 +245,6 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
         #[cfg(feature = "aws")]
         lifecycle_hook,
         inventory,
-        zone,
         ways,
         runtime,
         state,
@@ -265,7 +263,7 @@ async fn prepare(config: Config) -> Result<Context, DaemonError> {
 async fn watch_notices(context: &Arc<Context>) -> Result<(), DaemonError> {
     let (sender, events) = mpsc::channel(NOTICES);
     let config = &context.config;
-    let identity = Identity { instance: Arc::clone(&context.instance), zone: Arc::clone(&context.zone) };
+    let identity = Identity { instance: Arc::clone(&context.instance), machine: context.capacity.machine.clone() };
     let source = CloudSource::new(&config.notice, &identity, &config.host.name)?;
     let acknowledgers = source.acknowledgers();
     #[cfg(feature = "aws")]
@@ -290,6 +288,26 @@ fn with_lifecycle_hook(context: &Context, mut ways: heeding::Acknowledgers) -> h
         ways.insert("aws", hook);
     }
     ways
+}
+
+/// Asks what this machine costs and how likely it is to stay, where that is configured.
+#[cfg(feature = "aws")]
+async fn watch_market(context: &Arc<Context>) {
+    let config = &context.config.provider.aws;
+    if config.spot_price || !config.placement_types.is_empty() {
+        let api = spothop_aws::Ec2::new(spothop_aws::Access::Environment).await;
+        tokio::spawn(market::watch(api, Arc::clone(context)));
+    }
+}
+
+#[cfg(not(feature = "aws"))]
+async fn watch_market(context: &Arc<Context>) {
+    let config = &context.config.provider.aws;
+    if config.spot_price || !config.placement_types.is_empty() {
+        warn!(
+            "spot_price and placement_types of [provider.aws] are without effect: this program was built without Amazon EC2's API (cargo feature `aws`)"
+        );
+    }
 }
 
 #[cfg(feature = "aws")]

@@ -88,6 +88,9 @@ pub struct Facts {
     /// The zone it is in, in the cloud's own words (`eu-west-1a`). `None`: nobody has said.
     #[serde(default)]
     pub zone: Option<String>,
+    /// Its type, in the cloud's own words (`c7i.large`); only shown. `None`: nobody has said.
+    #[serde(default)]
+    pub machine_type: Option<String>,
     /// The spot pool it is of, as [`Source::pool`].
     #[serde(default)]
     pub pool: Option<String>,

@@ -9,6 +9,7 @@
 //! - `CreateFleet`, which launches instances and needs `ec2:CreateFleet`, `ec2:RunInstances` and `ec2:CreateTags`, and
 //!   `iam:PassRole` for a template with a role;
 //! - `DescribeNetworkInterfaces`, `AssignPrivateIpAddresses` and `UnassignPrivateIpAddresses`, each with the permission of its name;
+//! - `DescribeSpotPriceHistory` and `GetSpotPlacementScores`, which need the permissions of their names;
 //! - `GetCallerIdentity`, which needs none ("No permissions are required", AWS STS API Reference).
 //!
 //! Credentials, profiles and the variables `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_EC2` and `AWS_ENDPOINT_URL_STS` are
@@ -19,6 +20,7 @@ mod addresses;
 mod autoscaling;
 mod error;
 mod fleet;
+mod market;
 mod sqs;
 mod tags;
 #[cfg(test)]

@@ -339,3 +339,83 @@ async fn an_address_is_asked_for_with_leave_to_take_it_from_another() {
     asked.respond_with(xml(200, done.to_owned())).expect(1).mount(&server).await;
     at(&server.uri(), PATIENCE).await.assign(REGION, "eni-1", &["10.0.0.9".parse().unwrap()]).await.unwrap();
 }
+
+/// A server that answers this action.
+async fn answers(action: &str, answer: ResponseTemplate) -> (MockServer, Ec2) {
+    let server = MockServer::start().await;
+    let asked = Mock::given(method("POST")).and(body_string_contains(format!("Action={action}&")));
+    asked.respond_with(answer).mount(&server).await;
+    let ec2 = at(&server.uri(), PATIENCE).await;
+    (server, ec2)
+}
+
+fn prices(items: &[(&str, &str, &str, &str)]) -> ResponseTemplate {
+    let item = |(kind, zone, price, at): &(&str, &str, &str, &str)| {
+        format!(
+            "<item><instanceType>{kind}</instanceType><productDescription>Linux/UNIX</productDescription><spotPrice>{price}</spotPrice>\
+             <timestamp>{at}</timestamp><availabilityZone>{zone}</availabilityZone></item>"
+        )
+    };
+    let items: String = items.iter().map(item).collect();
+    let text = format!(
+        "<DescribeSpotPriceHistoryResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>59dbff89</requestId>\
+         <spotPriceHistorySet>{items}</spotPriceHistorySet><nextToken/></DescribeSpotPriceHistoryResponse>"
+    );
+    xml(200, text)
+}
+
+#[tokio::test]
+async fn the_price_in_force_is_the_newest_of_this_type_in_this_zone() {
+    let (zone, action) = ("eu-central-1a", "DescribeSpotPriceHistory");
+    let price = async |items: &[(&str, &str, &str, &str)]| {
+        let (_server, ec2) = answers(action, prices(items)).await;
+        ec2.spot_price(REGION, "c7i.large", zone).await
+    };
+    let old = ("c7i.large", zone, "0.040000", "2026-01-01T00:00:00.000Z");
+    let new = ("c7i.large", zone, "0.031200", "2026-01-02T00:00:00.000Z");
+    let elsewhere = ("c7i.large", "eu-central-1b", "0.010000", "2026-01-03T00:00:00.000Z");
+    let another = ("c7i.xlarge", zone, "0.020000", "2026-01-03T00:00:00.000Z");
+    assert_eq!(price(&[old, new, elsewhere, another]).await.unwrap(), Some(31_200));
+    assert_eq!(price(&[elsewhere, another]).await.unwrap(), None);
+    let nonsense = price(&[("c7i.large", zone, "cheap", "2026-01-02T00:00:00.000Z")]).await.unwrap_err();
+    assert!(matches!(nonsense, Error::Nonsense { .. }), "{nonsense:?}");
+    let (_server, ec2) = answers(action, refusal(403, "UnauthorizedOperation", "You are not authorized")).await;
+    let forbidden = ec2.spot_price(REGION, "c7i.large", zone).await.unwrap_err().to_string();
+    assert!(forbidden.contains("do not allow ec2:DescribeSpotPriceHistory"), "{forbidden}");
+}
+
+#[tokio::test]
+async fn a_placement_score_is_that_of_the_zone_whatever_its_name_in_the_account() {
+    let scored = |score: i32| {
+        let item = |zone: &str, score: i32| {
+            format!(
+                "<item><region>{REGION}</region><availabilityZoneId>{zone}</availabilityZoneId><score>{score}</score></item>"
+            )
+        };
+        let text = format!(
+            "<GetSpotPlacementScoresResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><requestId>ac3ba4a8</requestId>\
+             <spotPlacementScoreSet>{}{}</spotPlacementScoreSet></GetSpotPlacementScoresResponse>",
+            item("euc1-az1", 3),
+            item("euc1-az2", score)
+        );
+        xml(200, text)
+    };
+    let kinds = ["c7i.large", "c7a.large", "m7i.large"].map(str::to_owned);
+    let (server, ec2) = answers("GetSpotPlacementScores", scored(8)).await;
+    assert_eq!(ec2.placement_score(REGION, &kinds, "euc1-az2").await.unwrap(), Some(8));
+    assert_eq!(ec2.placement_score(REGION, &kinds, "euc1-az3").await.unwrap(), None);
+    let asked = String::from_utf8(server.received_requests().await.unwrap()[0].body.clone()).unwrap();
+    for part in
+        ["InstanceType.3=m7i.large", "TargetCapacity=1", "SingleAvailabilityZone=true", "RegionName.1=eu-central-1"]
+    {
+        assert!(asked.contains(part), "{part} in {asked}");
+    }
+    let (_server, ec2) = answers("GetSpotPlacementScores", scored(11)).await;
+    let nonsense = ec2.placement_score(REGION, &kinds, "euc1-az2").await.unwrap_err();
+    assert!(matches!(nonsense, Error::Nonsense { .. }), "{nonsense:?}");
+    let limit =
+        refusal(400, "MaxConfigLimitExceeded", "You have exceeded your maximum allowed Spot placement configurations");
+    let (_server, ec2) = answers("GetSpotPlacementScores", limit).await;
+    let refused = ec2.placement_score(REGION, &kinds, "euc1-az2").await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { code, .. } if code == "MaxConfigLimitExceeded"), "{refused:?}");
+}

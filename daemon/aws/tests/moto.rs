@@ -182,3 +182,13 @@ async fn the_imitation_refuses_an_address_in_use_unless_it_may_be_reassigned() {
     assert!(error.to_string().contains("InvalidIPAddress.InUse"), "{error}");
     assert!(moto.addresses(&one).unwrap().contains(&address.to_string()));
 }
+
+#[tokio::test]
+async fn a_spot_price_is_told_for_a_type_that_the_zone_has() {
+    let moto = moto();
+    let ec2 = ec2(&moto).await;
+    let zone = format!("{REGION}a");
+    let price = ec2.spot_price(REGION, "t3.micro", &zone).await.unwrap();
+    assert!(price.is_some_and(|micros| micros > 0), "{price:?}");
+    assert_eq!(ec2.spot_price(REGION, "t3.micro", "mars-north-1a").await.unwrap(), None);
+}

@@ -24,13 +24,14 @@
 mod client;
 mod server;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use spothop_criu::log::Triage;
-use spothop_policy::Times;
+use spothop_policy::{Facts, Times};
 
 pub use self::client::{Client, ClientError, Events};
 pub use self::server::serve;
@@ -48,10 +49,70 @@ pub struct Status {
     pub version: String,
     /// When the daemon started.
     pub since: Timestamp,
+    /// What kind of machine it is, as far as anybody has said.
+    #[serde(default)]
+    pub machine: MachineView,
     /// The notices in force, oldest first.
     pub notices: Vec<Notice>,
     /// Migrations that are not finished, both directions, oldest first.
     pub migrations: Vec<MigrationView>,
+}
+
+/// What kind of machine a host is; what nobody has said is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MachineView {
+    /// Its type, in its cloud's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine_type: Option<String>,
+    /// Its zone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Whether the cloud may take it away at any time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spot: Option<bool>,
+    /// The machines that are taken back together with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<String>,
+    /// What it costs, in millionths of a dollar an hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_micros: Option<u64>,
+    /// How likely its cloud is to have machines of its kind there, from 1 to 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement_score: Option<u8>,
+}
+
+impl MachineView {
+    /// As a host says it of itself.
+    #[must_use]
+    pub fn of(facts: &Facts) -> Self {
+        Self {
+            machine_type: facts.machine_type.clone(),
+            zone: facts.zone.clone(),
+            spot: facts.spot,
+            pool: facts.pool.clone(),
+            price_micros: facts.price_micros,
+            placement_score: facts.placement_score,
+        }
+    }
+}
+
+/// `c7i.large in eu-central-1a, spot, $0.0312 an hour, placement score 7`; nothing where nobody has said anything.
+impl fmt::Display for MachineView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match (&self.machine_type, &self.zone) {
+            (Some(kind), Some(zone)) => Some(format!("{kind} in {zone}")),
+            (Some(one), None) => Some(one.clone()),
+            (None, Some(zone)) => Some(format!("in {zone}")),
+            (None, None) => None,
+        };
+        let spot = self.spot.map(|spot| if spot { "spot" } else { "on demand" }.to_owned());
+        // Up to four decimals: a spot machine may cost a cent.
+        let price = self.price_micros.map(|micros| format!("${:.4} an hour", micros as f64 / 1e6));
+        let score = self.placement_score.map(|score| format!("placement score {score}"));
+        let parts: Vec<String> = [place, spot, price, score].into_iter().flatten().collect();
+        f.write_str(&parts.join(", "))
+    }
 }
 
 /// What this host's cloud says of it: what another host would hear if this one fell silent, with its own rights.

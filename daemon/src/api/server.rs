@@ -155,6 +155,7 @@ async fn status(State(context): State<Arc<Context>>) -> Answer<Status> {
         host: context.config.host.name.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         since: context.since,
+        machine: context.capacity.machine(),
         notices,
         migrations: read(&context, Journal::unfinished).await?,
     }))

@@ -47,7 +47,7 @@ impl Capacity {
             .flat_map(|groups| groups.split(',').map(|group| group.trim().to_owned()))
             .filter(|group| !group.is_empty())
             .collect();
-        let room = self.room.figures();
+        let (room, market) = (self.room.figures(), self.market());
         Ok(Facts {
             networks: networks.iter().map(crate::inventory::for_policy).collect(),
             free_disk_bytes: room.free_disk,
@@ -61,7 +61,12 @@ impl Capacity {
             cpu: self.check_cpu(probe.cpuinfo.as_deref()).await,
             under_notice,
             declines: (!declines.is_empty()).then(|| declines.join("; ")),
-            zone: self.zone.get().cloned(),
+            zone: self.machine.zone.get().cloned(),
+            machine_type: self.machine.machine_type.get().cloned(),
+            pool: self.machine.pool(),
+            spot: self.machine.spot.get().copied(),
+            price_micros: market.price_micros,
+            placement_score: market.placement_score,
             labels: self.labels.clone(),
             cpus: std::thread::available_parallelism().map_or(0, |all| u32::try_from(all.get()).unwrap_or(u32::MAX)),
             load_milli: load_milli(),

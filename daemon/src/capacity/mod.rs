@@ -4,11 +4,13 @@
 mod facts;
 #[cfg(feature = "aws")]
 pub mod launch;
+#[cfg(feature = "aws")]
+pub mod market;
 pub mod room;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spothop_criu::cpuinfo;
 use spothop_criu::features::{self, Features};
@@ -17,8 +19,10 @@ use tracing::warn;
 
 pub use self::room::{NoRoom, Promise, Reservation};
 use self::room::{Room, System};
+use crate::api::MachineView;
 use crate::config::Config;
 use crate::hex;
+use crate::notice::machine::Machine;
 
 /// What this host can do, probed once, and what it has promised.
 #[derive(Debug)]
@@ -28,32 +32,34 @@ pub struct Capacity {
     criu: PathBuf,
     scratch: PathBuf,
     labels: BTreeMap<String, String>,
-    zone: Arc<OnceLock<String>>,
+    /// What kind of machine this is: the operator's word, or else its metadata service's, as soon as one has said so.
+    pub machine: Machine,
+    market: Mutex<Market>,
     /// Memory and disk.
     pub room: Room,
 }
 
 impl Capacity {
     /// Probes CRIU, runc, kernel and CPU. Blocks for some 100 ms: CRIU looks at the kernel once after boot and keeps what
-    /// it found. `data` is the engine's directory; `zone` is read whenever somebody asks, so that it may be learnt later.
+    /// it found. `data` is the engine's directory; what kind of machine this is may be learnt later.
     #[must_use]
-    pub fn probe(config: &Config, scratch: &Path, data: PathBuf, zone: Arc<OnceLock<String>>) -> Self {
+    pub fn probe(config: &Config, scratch: &Path, data: PathBuf) -> Self {
         let criu = &config.criu.criu;
         let features = features::probe(criu, &config.criu.runc);
         let cpuinfo = cpuinfo::cpuinfo_dump(criu, scratch)
             .inspect_err(|error| warn!(%error, "targets cannot check whether their CPU will do"))
             .ok();
-        if let Some(configured) = &config.host.zone {
-            // The operator's word is before the metadata service's.
-            let _ = zone.set(configured.clone());
-        }
+        let (machine, host) = (Machine::default(), &config.host);
+        // The operator's words are before the metadata service's.
+        machine.say(host.machine_type.clone(), host.zone.clone(), host.spot);
         Self {
             features,
             cpuinfo,
             criu: criu.clone(),
             scratch: scratch.to_owned(),
             labels: config.host.labels.clone(),
-            zone,
+            machine,
+            market: Mutex::new(Market { price_micros: host.price, placement_score: None }),
             room: Room::new(Arc::new(System { data }), config.limits.memory_reserve),
         }
     }
@@ -72,10 +78,34 @@ impl Capacity {
             kernel: version(self.features.kernel),
             criu: self.features.criu.map(version).unwrap_or_default(),
             protocol: protocol(),
-            zone: self.zone.get().cloned(),
-            pool: None,
+            zone: self.machine.zone.get().cloned(),
+            pool: self.machine.pool(),
             labels: self.labels.clone(),
         }
+    }
+
+    /// What is known of this machine's market.
+    #[must_use]
+    pub fn market(&self) -> Market {
+        *self.lock_market()
+    }
+
+    /// The same, with what kind of machine it is, as `spothop status` shows it.
+    #[must_use]
+    pub fn machine(&self) -> MachineView {
+        let (machine, market) = (&self.machine, self.market());
+        MachineView {
+            machine_type: machine.machine_type.get().cloned(),
+            zone: machine.zone.get().cloned(),
+            spot: machine.spot.get().copied(),
+            pool: machine.pool(),
+            price_micros: market.price_micros,
+            placement_score: market.placement_score,
+        }
+    }
+
+    fn lock_market(&self) -> MutexGuard<'_, Market> {
+        self.market.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This CPU, as CRIU describes it, for [`Probe::cpuinfo`](crate::migration::message::Probe::cpuinfo).
@@ -83,6 +113,15 @@ impl Capacity {
     pub fn cpuinfo(&self) -> Option<String> {
         self.cpuinfo.as_deref().map(hex::encode)
     }
+}
+
+/// What a machine costs, and how likely its kind is to be had.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Market {
+    /// In millionths of a dollar an hour.
+    pub price_micros: Option<u64>,
+    /// From 1 to 10, as EC2's spot placement score.
+    pub placement_score: Option<u8>,
 }
 
 /// The protocol versions that the transfer crate speaks.

@@ -9,7 +9,7 @@ use spothop_criu::log::FailureKind;
 use spothop_policy::{Bytes, CpuVerdict, Fallback, HostState, Move, Plan, Stay, Times};
 
 use super::table::Table;
-use crate::api::{ContainerView, HostView, LogSummary, MigrationView, Open, Outcome, ParkedView, Status};
+use crate::api::{ContainerView, HostView, LogSummary, MachineView, MigrationView, Open, Outcome, ParkedView, Status};
 use crate::config::units::show_duration;
 use crate::inventory::STATIC;
 use crate::migration::{MEMORY_LOST, Phase, Side};
@@ -43,8 +43,9 @@ pub(super) fn hosts(hosts: &[HostView], now: Timestamp) -> String {
     if hosts.is_empty() {
         return "The inventory is empty; add [[peers]] or a source of [inventory] to the configuration.\n".to_owned();
     }
-    let mut table =
-        Table::new(&["NAME", "ADDRESS", "SOURCE", "STATE", "ARCH", "KERNEL", "CRIU", ">ROOM", ">DISK", "CPU"]);
+    let mut table = Table::new(&[
+        "NAME", "ADDRESS", "SOURCE", "STATE", "ARCH", "KERNEL", "CRIU", ">ROOM", ">DISK", "CPU", "MACHINE",
+    ]);
     for host in hosts {
         // The configuration does not grow old.
         let age = Duration::try_from(now.duration_since(host.told)).unwrap_or_default();
@@ -61,6 +62,7 @@ pub(super) fn hosts(hosts: &[HostView], now: Timestamp) -> String {
                 host.address.clone(),
                 source,
                 state,
+                none(),
                 none(),
                 none(),
                 none(),
@@ -91,9 +93,15 @@ pub(super) fn hosts(hosts: &[HostView], now: Timestamp) -> String {
             Bytes(facts.room_bytes()).to_string(),
             Bytes(facts.free_disk_bytes).to_string(),
             cpu,
+            machine(&MachineView::of(facts)).unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     table.render()
+}
+
+/// What is known of a machine, if anything is.
+fn machine(about: &MachineView) -> Option<String> {
+    Some(about.to_string()).filter(|text| !text.is_empty())
 }
 
 /// `spothop parked`.
@@ -197,6 +205,9 @@ fn next_best(out: &mut String, next: Option<&Fallback>) {
 /// `spothop status`.
 pub(super) fn status(status: &Status, now: Timestamp, zone: &TimeZone) -> String {
     let mut out = format!("{}: spothop {}, running since {}\n", status.host, status.version, time(status.since, zone));
+    if let Some(machine) = machine(&status.machine) {
+        let _ = writeln!(out, "{machine}");
+    }
     for notice in &status.notices {
         let deadline = notice
             .deadline

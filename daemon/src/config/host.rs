@@ -6,10 +6,10 @@ use std::{
     path::Path,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::{Address, ConfigError, DEFAULT_PORT, Place, Problem, address::is_host_name};
+use super::{Address, ConfigError, DEFAULT_PORT, Place, Problem, address::is_host_name, capacity};
 
 /// `[host]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,12 @@ pub struct Host {
     pub advertise: Option<Address>,
     /// The zone that this host is in, in its cloud's words (`eu-west-1a`). Default: what the metadata service says, if there is one.
     pub zone: Option<String>,
+    /// Its type, in its cloud's words (`c7i.large`). Default: what the metadata service says, if there is one.
+    pub machine_type: Option<String>,
+    /// Whether the cloud may take it away at any time. Default: what the metadata service says, if it does.
+    pub spot: Option<bool>,
+    /// What it costs, in millionths of a dollar an hour. Default: nobody knows, or `[provider.aws] spot_price`.
+    pub price: Option<u64>,
     /// What the operator says of this host, as keys and values, for whoever chooses a target. Default: nothing.
     pub labels: BTreeMap<String, String>,
 }
@@ -34,6 +40,10 @@ pub(super) struct Table {
     listen: Option<SocketAddr>,
     advertise: Option<Address>,
     zone: Option<String>,
+    machine_type: Option<String>,
+    spot: Option<bool>,
+    #[serde(deserialize_with = "price")]
+    price: Option<u64>,
     labels: BTreeMap<String, String>,
 }
 
@@ -62,9 +72,16 @@ impl Table {
             listen: self.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT))),
             advertise: self.advertise,
             zone: self.zone,
+            machine_type: self.machine_type,
+            spot: self.spot,
+            price: self.price,
             labels: self.labels,
         })
     }
+}
+
+fn price<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    capacity::dollars(from).map(Some)
 }
 
 /// The kernel's host name, or nothing that would pass as one.

@@ -69,8 +69,6 @@ pub struct Context {
     pub released: Notify,
     /// Which instance of a cloud this host is; empty until its metadata service has said so, which on other hosts is never.
     pub instance: Arc<OnceLock<Instance>>,
-    /// In which zone this host is: the operator's word, or else its metadata service's; empty until one has said so.
-    pub zone: Arc<OnceLock<String>>,
     /// The clouds that can be asked whether another host is gone.
     pub providers: Providers,
 }

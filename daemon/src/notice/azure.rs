@@ -42,7 +42,7 @@ const DIALECT: Dialect = Dialect { service: "Azure", request: Some(("Metadata", 
 const EVENTS: &str = "metadata/scheduledevents";
 const EVENTS_QUERY: &[(&str, &str)] = &[("api-version", "2020-07-01")];
 const COMPUTE: &str = "metadata/instance/compute";
-const COMPUTE_QUERY: &[(&str, &str)] = &[("api-version", "2021-02-01"), ("format", "json")];
+pub(super) const COMPUTE_QUERY: &[(&str, &str)] = &[("api-version", "2021-02-01"), ("format", "json")];
 /// How often an approval is tried.
 const APPROVALS: u32 = 3;
 /// Time between two tries.

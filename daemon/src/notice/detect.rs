@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::{BoxFuture, join};
+use futures_util::future::{BoxFuture, join, join3};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
@@ -21,6 +21,7 @@ use super::aws::{self, AwsOptions, AwsSource};
 use super::azure::{self, AzureOptions, AzureSource};
 use super::complaint::Complaint;
 use super::gcp::{self, GcpOptions, GcpSource};
+use super::machine::{self, Machine};
 use super::metadata::{Dialect, Error, Service};
 use super::shutdown::ShutdownSource;
 use super::termination::{Place, TerminationOptions, TerminationSource};
@@ -50,6 +51,7 @@ pub struct CloudSource {
     candidates: Vec<Candidate>,
     /// The cloud was named, so that it is not asked whether it is there.
     named: bool,
+    machine: Machine,
     /// What listens to shutdowns, and in which clouds it does.
     shutdown: Option<(ShutdownSource, Shutdown)>,
 }
@@ -67,8 +69,8 @@ struct Candidate {
 pub struct Identity {
     /// Which instance it is.
     pub instance: Arc<OnceLock<Instance>>,
-    /// The zone it is in, in the cloud's own words.
-    pub zone: Arc<OnceLock<String>>,
+    /// What kind of machine, and where.
+    pub machine: Machine,
 }
 
 impl CloudSource {
@@ -97,7 +99,8 @@ impl CloudSource {
             Shutdown::Ignore => None,
             when => Some((ShutdownSource::new(host), when)),
         };
-        Ok(Self { candidates, named: config.cloud.named().is_some(), shutdown })
+        let machine = identity.machine.clone();
+        Ok(Self { candidates, named: config.cloud.named().is_some(), machine, shutdown })
     }
 
     /// The way to each cloud that wants to know when this host is empty, by the name of the cloud as its notices have it.
@@ -134,11 +137,17 @@ impl NoticeSource for CloudSource {
                         found = find(&mut candidates) => found,
                     },
                 };
-                let Candidate { cloud, source, .. } = candidates.swap_remove(found);
+                let Candidate { cloud, source, mut services, .. } = candidates.swap_remove(found);
                 tracing::info!(%cloud, "listening to the notices of this cloud");
                 // There a preemption is the power button, and everything here would be stopped before it could leave.
                 let later = later.filter(|_| cloud == Cloud::Gcp);
-                join(source.run(events.clone()), run_if_any(later, events.clone())).await;
+                let about = async {
+                    tokio::select! {
+                        () = machine::ask(cloud, &mut services, &self.machine) => {}
+                        () = events.closed() => {}
+                    }
+                };
+                join3(source.run(events.clone()), run_if_any(later, events.clone()), about).await;
             };
             join(machine, cloud).await;
         })
@@ -167,7 +176,7 @@ fn source_of(cloud: Cloud, config: &config::Notice, identity: &Identity) -> Resu
             Some((
                 &aws::PROBE,
                 endpoints,
-                Box::new(source.telling(Arc::clone(&identity.instance), Arc::clone(&identity.zone))),
+                Box::new(source.telling(Arc::clone(&identity.instance), Arc::clone(&identity.machine.zone))),
             ))
         }
         Cloud::Gcp => {

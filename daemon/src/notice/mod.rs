@@ -18,6 +18,7 @@ pub mod detect;
 mod eventbridge;
 mod gcp;
 pub mod lifecycle;
+pub mod machine;
 mod metadata;
 mod polling;
 mod shutdown;

@@ -33,6 +33,8 @@ pub(super) fn answer(metadata: &Metadata, request: &Parts) -> Response {
         ("instance-id", _) => plain(instance.id),
         ("hostname", _) => plain(instance.name),
         ("region-id", _) => plain("eu-central-1"),
+        ("zone-id", _) => plain("eu-central-1a"),
+        ("instance/instance-type", _) => plain("ecs.c7.large"),
         ("instance/spot/termination-time", Some(notice)) => plain(seconds(notice.time)),
         _ => StatusCode::NOT_FOUND.into_response(),
     }

@@ -48,6 +48,7 @@ fn compute(metadata: &Metadata) -> Value {
         "vmId": uuid(instance.id.as_bytes()),
         "vmScaleSetName": "",
         "vmSize": "Standard_D2s_v5",
+        "zone": "1",
     })
 }
 

@@ -58,6 +58,7 @@ fn value(metadata: &Metadata, path: &str) -> Option<String> {
         "id" => xxh3_64(instance.id.as_bytes()).to_string(),
         "name" => instance.name,
         "zone" => format!("projects/123456789012/zones/{}", instance.zone),
+        "machine-type" => "projects/123456789012/machineTypes/n2-standard-2".to_owned(),
         "preempted" => match action {
             None | Some(Action::Reboot) => "FALSE".to_owned(),
             Some(_) => "TRUE".to_owned(),

@@ -17,6 +17,8 @@ pub(super) fn answer(metadata: &Metadata, request: &Parts) -> Response {
         ("instance-id", _) => {
             plain(format!("ins-{:0>8}", instance.id.get(instance.id.len().saturating_sub(8)..).unwrap_or_default()))
         }
+        ("instance/instance-type", _) => plain("S5.MEDIUM4"),
+        ("placement/zone", _) => plain("ap-guangzhou-3"),
         ("local-ipv4", _) => plain(instance.address.to_string()),
         ("spot/termination-time", Some(notice)) => {
             plain(offset(8).to_datetime(notice.time).strftime("%Y-%m-%d %H:%M:%S").to_string())

@@ -53,6 +53,8 @@ fn values(instance: &Instance, notice: Option<Notice>) -> BTreeMap<&'static str,
         ("meta-data/local-ipv4", instance.address.to_string()),
         ("meta-data/mac", instance.mac.clone()),
         ("meta-data/placement/availability-zone", instance.zone.clone()),
+        // The same zone for every account; `euc1-az1` and the like.
+        ("meta-data/placement/availability-zone-id", zone_id(&instance.zone)),
         ("meta-data/placement/region", region.to_owned()),
         ("meta-data/services/domain", "amazonaws.com".to_owned()),
         ("meta-data/services/partition", "aws".to_owned()),
@@ -67,6 +69,15 @@ fn values(instance: &Instance, notice: Option<Notice>) -> BTreeMap<&'static str,
         }
     }
     values
+}
+
+/// `eu-central-1b` is `euc1-az2` here; for a real account any letter may be any number.
+fn zone_id(zone: &str) -> String {
+    let parts: Vec<&str> = zone.split('-').collect();
+    let [area, direction, last] = parts[..] else { return zone.to_owned() };
+    let letter = last.bytes().last().unwrap_or(b'a');
+    let number = last.trim_end_matches(|letter: char| letter.is_ascii_lowercase());
+    format!("{area}{}{number}-az{}", &direction[..1], u32::from(letter.saturating_sub(b'a')) + 1)
 }
 
 /// ISO 8601 in UTC without fractions, like `2017-09-18T08:22:00Z`.

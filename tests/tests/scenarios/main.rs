@@ -109,6 +109,7 @@ fn main() -> ExitCode {
         parking::what_no_host_takes_is_parked_before_a_notices_deadline,
         scaling::a_group_does_not_wait_for_what_can_never_be_moved,
         scaling::a_group_waits_for_a_host_until_its_last_container_is_safe_and_no_longer,
+        provider::a_host_tells_what_kind_of_machine_it_is_and_what_it_costs,
         provider::doctor_tells_what_the_cloud_says_of_the_host,
         refusals::what_cannot_be_moved_is_shown_with_its_reason_before_any_notice,
         refusals::a_bind_mount_moves_when_its_label_says_that_it_is_shared,

@@ -6,6 +6,7 @@ use serde_json::Value;
 use spothop_tests::layout::CLIENT_ADDRESS;
 use spothop_tests::moto::{Moto, REGION};
 
+use crate::configured::Configured;
 use crate::scene::{DROP_INS, HOSTS, Scene};
 
 /// Where a host's daemon is told where AWS is.
@@ -75,6 +76,32 @@ impl Drop for Cloud<'_> {
             }
         }
     }
+}
+
+pub(crate) fn a_host_tells_what_kind_of_machine_it_is_and_what_it_costs(scene: &Scene) {
+    let _cloud = Cloud::over(scene);
+    let _configured = Configured::adding(scene, &HOSTS, "[provider.aws]\nspot_price = true");
+    scene.eventually("a", "spothop status --json | grep -q price_micros");
+    let own = scene.spothop("a", &["status"]).json["machine"].clone();
+    // What the metadata service says; and the price is EC2's.
+    assert_eq!((&own["machine_type"], &own["zone"]), (&"m7i.large".into(), &"eu-central-1b".into()), "{own:#}");
+    assert_eq!((&own["spot"], &own["pool"]), (&true.into(), &"m7i.large/eu-central-1b".into()), "{own:#}");
+    assert!(own["price_micros"].as_u64().is_some_and(|price| price > 0), "{own:#}");
+
+    // An operator's words stand before both, and others hear them; the planner counts them.
+    let words = r#"price = "0.5"\nspot = false\nmachine_type = "ours""#;
+    scene.sh("b", &format!("sed -i '/^\\[host\\]/a {words}' /etc/spothop/config.toml"));
+    scene.restart_daemon("b");
+    scene.eventually("b", "spothop status --json | grep -q eu-central-1b");
+    let hosts = scene.spothop("a", &["hosts"]).json;
+    let facts = &hosts[0]["state"]["reachable"];
+    assert_eq!((&facts["price_micros"], &facts["spot"]), (&500_000.into(), &false.into()), "{hosts:#}");
+    assert_eq!((&facts["machine_type"], &facts["pool"]), (&"ours".into(), &Value::Null), "{hosts:#}");
+    scene.run("a", "s1", "python", &["sleep", "infinity"]);
+    let plan = scene.spothop("a", &["plan", "s1"]).json;
+    let cost = &plan["moves"][0]["candidates"][0]["cost"];
+    assert_eq!((&cost["price_us"], &cost["interruption_us"]), (&5_000_000.into(), &0.into()), "{plan:#}");
+    scene.sh("a", "docker rm -f s1");
 }
 
 pub(crate) fn doctor_tells_what_the_cloud_says_of_the_host(scene: &Scene) {

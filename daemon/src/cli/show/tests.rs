@@ -155,6 +155,8 @@ fn ps_says_for_each_container_whether_it_can_move() {
 fn hosts_shows_room_or_why_not() {
     let mut refusing = reachable();
     if let HostState::Reachable(facts) = &mut refusing.state {
+        facts.zone = Some("rack 7".to_owned());
+        facts.spot = Some(false);
         facts.declines = Some("runtime not registered".to_owned());
         facts.criu = None;
     }
@@ -166,10 +168,10 @@ fn hosts_shows_room_or_why_not() {
         state: HostState::Unreachable { reason: "connection refused".to_owned() },
     };
     insta::assert_snapshot!(hosts(&[reachable(), refusing, gone], at(95_000)), @r"
-    NAME  ADDRESS        SOURCE            STATE                             ARCH   KERNEL  CRIU        ROOM      DISK  CPU
-    b     10.0.0.2:7077  static            ready                             amd64  6.18.0  4.2.1    7.0 GiB  40.0 GiB  compatible
-    b     10.0.0.2:7077  static            declines: runtime not registered  amd64  6.18.0  missing  7.0 GiB  40.0 GiB  compatible
-    c     10.0.0.3:7077  etcd, 1m 35s ago  unreachable: connection refused   -      -       -              -         -  -
+    NAME  ADDRESS        SOURCE            STATE                             ARCH   KERNEL  CRIU        ROOM      DISK  CPU         MACHINE
+    b     10.0.0.2:7077  static            ready                             amd64  6.18.0  4.2.1    7.0 GiB  40.0 GiB  compatible  -
+    b     10.0.0.2:7077  static            declines: runtime not registered  amd64  6.18.0  missing  7.0 GiB  40.0 GiB  compatible  in rack 7, on demand
+    c     10.0.0.3:7077  etcd, 1m 35s ago  unreachable: connection refused   -      -       -              -         -  -           -
     ");
 }
 
@@ -246,17 +248,26 @@ fn status_shows_the_notice_with_the_time_left() {
         host: "a".to_owned(),
         version: "0.1.0".to_owned(),
         since: at(0),
+        machine: MachineView {
+            machine_type: Some("c7i.large".to_owned()),
+            zone: Some("eu-central-1a".to_owned()),
+            spot: Some(true),
+            pool: Some("c7i.large/eu-central-1a".to_owned()),
+            price_micros: Some(31_200),
+            placement_score: Some(7),
+        },
         notices: vec![notice],
         migrations: vec![running],
     };
     insta::assert_snapshot!(status(&view, at(15_000), &TimeZone::UTC), @r"
     a: spothop 0.1.0, running since 2026-01-01 00:00:00
+    c7i.large in eu-central-1a, spot, $0.0312 an hour, placement score 7
     NOTICE: aws will terminate this host (i-1) at 2026-01-01 00:02:00 (in 1m 45s)
 
     STARTED              ID                                    CONTAINER  WAY   CAUSE   STATE   TOOK (PREDICTED)  FROZEN (PREDICTED)     SENT
     2026-01-01 00:00:00  019b76da-a800-7000-8000-000000000001  redis      to b  manual  frozen        - (2.80 s)          - (1.10 s)  1.0 GiB
     ");
-    let idle = Status { notices: vec![], migrations: vec![], ..view };
+    let idle = Status { machine: MachineView::default(), notices: vec![], migrations: vec![], ..view };
     insta::assert_snapshot!(status(&idle, at(15_000), &TimeZone::UTC), @r"
     a: spothop 0.1.0, running since 2026-01-01 00:00:00
     no interruption notice
