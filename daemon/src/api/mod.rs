@@ -271,6 +271,9 @@ pub struct ParkedView {
     pub stored_bytes: u64,
     /// Whether its source has let go of it; until then it is nobody's to restore.
     pub committed: bool,
+    /// Whether its container runs at whoever has claimed it: what is here is no longer the only copy.
+    #[serde(default)]
+    pub restored: bool,
     /// The host that restores it or has restored it.
     pub claimed_by: Option<String>,
     /// Since when.

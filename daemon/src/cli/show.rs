@@ -113,7 +113,9 @@ pub(super) fn parked(parked: &[ParkedView], zone: &TimeZone) -> String {
     let time = |at: Timestamp| at.to_zoned(zone.clone()).strftime("%F %T").to_string();
     for one in parked {
         let state = match (&one.claimed_by, one.claimed_at) {
-            (Some(host), Some(at)) => format!("claimed by {host} at {}", time(at)),
+            (Some(host), Some(at)) => {
+                format!("{} by {host} at {}", if one.restored { "restored" } else { "claimed" }, time(at))
+            }
             _ if one.committed => "ready".to_owned(),
             _ => format!("not given away by {}", one.host),
         };

@@ -19,8 +19,8 @@ pub struct Parking {
     /// The file with the key by which checkpoints are sealed before they leave this host: 64 hexadecimal digits (`openssl rand -hex 32`),
     /// readable for root alone, the same on every host that shall restore them. Default: `/etc/spothop/parking.key`.
     pub key_file: PathBuf,
-    /// Checkpoints at [`Parking::url`] that were given away longer ago than this are removed, those that were restored too. In units of
-    /// time, such as `7d` or `36h`. Default: none, they are kept.
+    /// Checkpoints at [`Parking::url`] are removed so long after they were given away and restored; those that are a container's only copy
+    /// are not. In units of time, such as `7d` or `36h`. Default: none, they are kept.
     #[serde(deserialize_with = "age")]
     pub retention: Option<Duration>,
     /// Parts of an object that are on their way at once, 1 to 64. Default: 4. Each takes 16 MiB of memory.

@@ -337,6 +337,15 @@ impl Target {
     async fn tidy_up(self) {
         self.track.surely("tidying up", || self.try_tidy_up().boxed()).await;
         self.track.finished(Outcome::Moved, None);
+        match self.track.record().await {
+            Ok(record) if parking::is_url(&record.peer) => {
+                tokio::spawn(parking::note_restored(Arc::clone(&self.context), record.peer, self.track.id.to_string()));
+            }
+            Ok(_) => {}
+            Err(failure) => {
+                warn!(migration = %self.track.id, error = chain(&failure), "a checkpoint that was restored is marked later");
+            }
+        }
     }
 
     async fn try_tidy_up(&self) -> Result<(), Error> {

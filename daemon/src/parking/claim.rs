@@ -5,6 +5,7 @@
 //! | no `committed` | its source's, which goes on or is frozen; what is there of the checkpoint is worth nothing yet |
 //! | `committed`, no `claimed` | nobody's: it waits |
 //! | `claimed` | his who has written it; written with `If-None-Match`, so by one only |
+//! | `claimed`, `restored` | his, and it runs there: the checkpoint is no longer the only copy |
 //!
 //! A restore that has failed takes its claim away again, when it has written ABORT and has undone what it did (`migration::arrival`).
 //! A source that gives up after its manifest was written claims the checkpoint before it removes it.
@@ -22,6 +23,9 @@ pub(super) const COMMITTED: &str = "committed";
 
 /// The object that says who has it.
 pub(super) const CLAIMED: &str = "claimed";
+
+/// The object that says that the container of who has claimed it runs.
+pub(super) const RESTORED: &str = "restored";
 
 /// Who has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +97,15 @@ pub(super) async fn commit(place: &Store, host: &str, migration: &str) -> Result
     place.put(COMMITTED, Claim::new(host, migration).to_bytes()).await
 }
 
+/// The container of `migration` runs. False, and nothing was written, if it was not restored from this claim: a copy, or a claim that is gone.
+pub(super) async fn restored(place: &Store, host: &str, migration: &str) -> Result<bool, Error> {
+    let own = Claim::read(place).await?.is_some_and(|claim| claim.migration == migration);
+    if own {
+        place.put(RESTORED, Claim::new(host, migration).to_bytes()).await?;
+    }
+    Ok(own)
+}
+
 /// The source gives up, and nothing is to be left of it. False, and nothing was done, if somebody has claimed it: only one who was
 /// told that the source is gone can have done that.
 pub(super) async fn take_back(place: &Store, host: &str, migration: &str) -> Result<bool, Error> {
@@ -116,11 +129,10 @@ pub(super) async fn take_back(place: &Store, host: &str, migration: &str) -> Res
     Ok(true)
 }
 
-/// Removes a checkpoint. Its manifest first, without which it is none, and its claim last.
+/// Removes a checkpoint. Its manifest first, without which it is none and what a removal leaves is swept as parts of none; its claim last.
 pub(super) async fn remove(place: &Store, names: impl IntoIterator<Item = String>) -> Result<(), Error> {
-    place.delete(COMMITTED).await?;
     place.delete(manifest::NAME).await?;
-    let own = [COMMITTED, manifest::NAME, CLAIMED];
+    let own = [manifest::NAME, CLAIMED];
     place.delete_all(names.into_iter().filter(|name| !own.contains(&name.as_str()))).await?;
     place.delete(CLAIMED).await
 }
@@ -153,6 +165,17 @@ mod tests {
         Claim::new("c", "another").take(&place).await.unwrap_err();
         Claim::release(&place, &owner.migration).await.unwrap();
         Claim::new("c", "another").take(&place).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_whoever_has_claimed_a_checkpoint_says_that_it_was_restored() {
+        let place = place();
+        assert!(!restored(&place, "b", "m2").await.unwrap(), "a copy claims nothing");
+        Claim::new("b", "m2").take(&place).await.unwrap();
+        assert!(!restored(&place, "c", "m3").await.unwrap());
+        assert_eq!(place.get(RESTORED).await.unwrap(), None);
+        assert!(restored(&place, "b", "m2").await.unwrap());
+        assert!(place.get(RESTORED).await.unwrap().is_some());
     }
 
     #[tokio::test]

@@ -18,7 +18,8 @@
 //!    killed after that. Without the mark nobody restores it (but who says that the source is gone for good).
 //! 2. Only one restores a checkpoint: whoever has written `claimed`, which is kept until ABORT is in his own journal.
 //! 3. Nothing of a container is readable in the store but its name, its image's name, its sizes and the host that it comes from.
-//! 4. In memory there are some parts of one object at a time, never the container.
+//! 4. Nothing removes a container's only copy: a whole checkpoint is swept after `restored` says that its container runs elsewhere.
+//! 5. In memory there are some parts of one object at a time, never the container.
 //!
 //! **Deliberately absent.** Established connections: their peers will be gone, so they are reset when the container is parked, and the restored
 //! one has its listeners only. Parts of a checkpoint from which a later one continues.
@@ -54,7 +55,7 @@ pub use self::retention::keep_swept;
 pub use self::store::{check_url, is_url};
 pub(crate) use self::upload::Upload;
 
-use self::claim::{CLAIMED, COMMITTED, Claim};
+use self::claim::{CLAIMED, COMMITTED, Claim, RESTORED};
 use self::key::MasterKey;
 use self::manifest::Manifest;
 use self::store::Store;
@@ -69,7 +70,7 @@ const COPY: &str = "copy";
 /// For an earlier migration of the same container to be tidied up, which takes some tens of milliseconds.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// For what was uploaded to be removed when a container is not parked after all; what is left then is swept later.
+/// For the store to be told how a container's parking or restore has ended; what it does not hear then is made good when it is swept.
 const REMOVE: Duration = Duration::from_secs(30);
 
 /// Parks a container at the configured place, and returns how that ended: [`Outcome::Moved`] when it is parked and no longer runs here,
@@ -180,6 +181,23 @@ pub(crate) async fn release(checkpoint: &str, migration: &str) -> Result<(), Err
     Claim::release(&Store::open(checkpoint)?, migration).await
 }
 
+/// A restore has ended and its container runs: the checkpoint is no longer the only copy, and `retention` counts from here. If the store cannot
+/// be told, [`keep_swept`] tells it later; until then the checkpoint is kept.
+pub(crate) async fn note_restored(context: Arc<Context>, checkpoint: String, migration: String) {
+    let noted = async { claim::restored(&Store::open(&checkpoint)?, &context.config.host.name, &migration).await };
+    let failure = match timeout(REMOVE, noted).await {
+        Ok(Ok(_)) => return,
+        Ok(Err(failure)) => chain(&failure),
+        Err(_) => "the store does not answer".to_owned(),
+    };
+    warn!(
+        migration,
+        checkpoint,
+        error = failure,
+        "the store does not know yet that the container runs; it keeps the checkpoint"
+    );
+}
+
 /// The checkpoints at a place, the configured one unless told otherwise; the newest first.
 ///
 /// # Errors
@@ -223,6 +241,7 @@ async fn list(store: &Store) -> Result<Vec<ParkedView>, Error> {
             memory_bytes: manifest.memory_bytes,
             stored_bytes: manifest.objects.iter().map(|object| object.size).sum(),
             committed: has(id, COMMITTED),
+            restored: has(id, RESTORED),
             claimed_by: claim.as_ref().map(|claim| claim.host.clone()),
             claimed_at: claim.map(|claim| claim.at),
         });

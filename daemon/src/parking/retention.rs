@@ -1,8 +1,12 @@
-//! What is swept: checkpoints past their time, and what is left of those that never became whole.
+//! What is swept: checkpoints that were restored long ago, and what is left of those that never became whole.
 //!
-//! A checkpoint's time begins when it is given away, by its mark `committed` or, where a person said that its source is gone, by the claim: until then
-//! nobody but its source knows whether it is the only copy, and it is kept, however old. A source that knows that its container went on, because
-//! its journal has it, removes what it could not remove then.
+//! | what is there | what becomes of it |
+//! |---|---|
+//! | manifest, no `committed` | stays: its source may be frozen, or be gone for good. Only the source takes it back, when its journal says that the container went on |
+//! | `committed`, no `claimed` | stays: it is the container's only copy |
+//! | `committed`, `claimed`, no `restored` | stays: whoever restores it may have vanished before the container ran |
+//! | `committed`, `claimed`, `restored` | goes when it has been so for `retention`: the container has been running elsewhere |
+//! | no manifest | goes after a day in which nothing was added |
 //!
 //! Times are by the store's clock, so that a host whose own is wrong removes nothing before its time but what is younger than the difference.
 
@@ -15,85 +19,120 @@ use spothop_criu::handoff::is_migration_id;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::claim::{self, CLAIMED, COMMITTED, Claim};
+use super::claim::{self, CLAIMED, COMMITTED, Claim, RESTORED};
 use super::store::{Listed, Store};
-use super::{Error, manifest};
+use super::{COPY, Error, manifest};
 use crate::api::Outcome;
-use crate::migration::{Context, Side, chain, unpanicked};
+use crate::journal::Journal;
+use crate::migration::{Context, Phase, Side, chain, unpanicked};
 
 /// Between two sweeps.
 const EVERY: Duration = Duration::from_secs(3600);
 
-/// Objects without a manifest are left alone for so long: somebody may be parking there. A claim is a restore under way for so long: one takes
-/// `manual_timeout` at most.
+/// Objects without a manifest are left alone for so long: somebody may be parking there.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What has to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Due {
-    /// A checkpoint that is too old.
+    /// A checkpoint that was restored long ago.
     Expired(String, Vec<String>),
     /// Parts of none.
     Orphan(String, Vec<String>),
-    /// One that was not given away, if its source has given it up.
-    GivenUp(String, Vec<String>),
+}
+
+impl Due {
+    fn into_parts(self) -> (String, Vec<String>) {
+        let (Self::Expired(id, names) | Self::Orphan(id, names)) = self;
+        (id, names)
+    }
 }
 
 /// What of these objects, below a place to park, has to go at `now`. Whatever is not ours by its name stays.
 fn due(objects: &[Listed], retention: Option<Duration>, now: Timestamp) -> Vec<Due> {
+    let older = |object: &Listed, age: Duration| {
+        now.duration_since(object.modified) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
+    };
+    let judge = |(id, objects): (&str, Vec<(&str, &Listed)>)| {
+        let has = |wanted: &str| objects.iter().any(|(name, _)| *name == wanted);
+        let is_older = |wanted: &str, age| objects.iter().any(|(name, object)| *name == wanted && older(object, age));
+        let names = || objects.iter().map(|(name, _)| (*name).to_owned()).collect();
+        if has(manifest::NAME) {
+            // The later of both marks counts. A source that comes back must find who has claimed what it did not give away.
+            let expired = |age| has(CLAIMED) && is_older(COMMITTED, age) && is_older(RESTORED, age);
+            return retention.is_some_and(expired).then(|| Due::Expired(id.to_owned(), names()));
+        }
+        objects.iter().all(|(_, object)| older(object, DAY)).then(|| Due::Orphan(id.to_owned(), names()))
+    };
+    by_checkpoint(objects).into_iter().filter_map(judge).collect()
+}
+
+/// The objects of each checkpoint, by their names in it.
+fn by_checkpoint(objects: &[Listed]) -> BTreeMap<&str, Vec<(&str, &Listed)>> {
     let mut checkpoints: BTreeMap<&str, Vec<(&str, &Listed)>> = BTreeMap::new();
     for object in objects {
         if let Some((id, name)) = object.name.split_once('/').filter(|(id, _)| is_migration_id(id)) {
             checkpoints.entry(id).or_default().push((name, object));
         }
     }
-    let older = |object: &Listed, age: Duration| {
-        now.duration_since(object.modified) > SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX)
-    };
-    let judge = |(id, objects): (&str, Vec<(&str, &Listed)>)| {
-        let find = |wanted: &str| objects.iter().find(|(name, _)| *name == wanted).map(|(_, object)| *object);
-        let names = || objects.iter().map(|(name, _)| (*name).to_owned()).collect();
-        match find(manifest::NAME) {
-            Some(_) => {
-                let claim = find(CLAIMED);
-                let given_away = find(COMMITTED).into_iter().chain(claim).max_by_key(|mark| mark.modified);
-                let Some(given_away) = given_away else { return Some(Due::GivenUp(id.to_owned(), names())) };
-                let expired = retention.is_some_and(|retention| older(given_away, retention));
-                let being_restored = claim.is_some_and(|claim| !older(claim, DAY));
-                (expired && !being_restored).then(|| Due::Expired(id.to_owned(), names()))
-            }
-            None => objects.iter().all(|(_, object)| older(object, DAY)).then(|| Due::Orphan(id.to_owned(), names())),
-        }
-    };
-    checkpoints.into_iter().filter_map(judge).collect()
+    checkpoints
 }
 
-/// Removes what has to go. `gave_up`: whether this host is the source of the checkpoint of that id and its container went on here. Returns how
-/// many checkpoints, whole or not, have gone.
-pub(super) async fn sweep<F: Future<Output = bool>>(
-    store: &Store,
-    host: &str,
-    retention: Option<Duration>,
-    now: Timestamp,
-    gave_up: impl Fn(String) -> F,
-) -> Result<usize, Error> {
+/// Removes what has to go. Returns how many checkpoints, whole or not, have gone.
+pub(super) async fn sweep(store: &Store, retention: Option<Duration>, now: Timestamp) -> Result<usize, Error> {
     let mut swept = 0;
     for due in due(&store.list().await?, retention, now) {
-        let (id, names, is_whole) = match due {
-            Due::GivenUp(id, _) if !gave_up(id.clone()).await => continue,
-            Due::GivenUp(id, names) | Due::Expired(id, names) => (id, names, true),
-            Due::Orphan(id, names) => (id, names, false),
-        };
-        // Nobody begins to restore it from here on. One that was restored is claimed already.
-        let claimed = names.iter().any(|name| name == CLAIMED);
-        if is_whole && !claimed && Claim::new(host, "sweep").take(&store.of(&id)).await.is_err() {
-            continue;
-        }
+        let (id, names) = due.into_parts();
         claim::remove(&store.of(&id), names).await?;
         info!(checkpoint = id, "swept");
         swept += 1;
     }
     Ok(swept)
+}
+
+/// Makes good what the store was not told when it did not answer or the daemon died, as this host's journal knows it: marks what was restored
+/// here, and takes back what was parked from here by a parking that was aborted.
+pub(super) async fn catch_up(store: &Store, host: &str, journal: &Arc<Journal>) -> Result<(), Error> {
+    let there = store.list().await?;
+    for (id, objects) in by_checkpoint(&there) {
+        let has = |wanted: &str| objects.iter().any(|(name, _)| *name == wanted);
+        let place = store.of(id);
+        if has(manifest::NAME) && !has(COMMITTED) && !has(CLAIMED) && was_aborted(journal, id).await {
+            claim::take_back(&place, host, id).await?;
+            continue;
+        }
+        if !has(CLAIMED) || has(RESTORED) {
+            continue;
+        }
+        let Some(claim) = Claim::read(&place).await?.filter(|claim| claim.host == host) else { continue };
+        let (journal, migration) = (Arc::clone(journal), claim.migration.clone());
+        let found = unpanicked(spawn_blocking(move || journal.migration(&migration, Side::Target)).await);
+        let runs = match found {
+            Ok(record) => record.is_some_and(|record| {
+                record.cause != COPY && record.phases.iter().any(|entry| entry.phase == Phase::Running)
+            }),
+            Err(failure) => {
+                warn!(checkpoint = id, error = chain(&failure), "whether it was restored here is not known");
+                false
+            }
+        };
+        if runs {
+            claim::restored(&place, host, &claim.migration).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether this host began to park that checkpoint, and the container went on here. What the journal cannot tell was not.
+async fn was_aborted(journal: &Arc<Journal>, id: &str) -> bool {
+    let (journal, migration) = (Arc::clone(journal), id.to_owned());
+    match unpanicked(spawn_blocking(move || journal.migration(&migration, Side::Source)).await) {
+        Ok(record) => record.is_some_and(|record| record.phase.is_final() && record.outcome == Some(Outcome::Aborted)),
+        Err(failure) => {
+            warn!(checkpoint = id, error = chain(&failure), "whether it was given up here is not known");
+            false
+        }
+    }
 }
 
 /// Sweeps the configured place from time to time, as long as the daemon runs.
@@ -103,9 +142,10 @@ pub async fn keep_swept(context: Arc<Context>) {
     let mut times = tokio::time::interval(EVERY);
     loop {
         times.tick().await;
-        let gave_up = |id| gave_up(Arc::clone(&context), id);
         let swept = async {
-            sweep(&Store::open(url)?, &context.config.host.name, parking.retention, Timestamp::now(), gave_up).await
+            let store = Store::open(url)?;
+            catch_up(&store, &context.config.host.name, &context.journal).await?;
+            sweep(&store, parking.retention, Timestamp::now()).await
         };
         if let Err(failure) = swept.await {
             warn!(url, error = chain(&failure), "old checkpoints were not swept; trying again in an hour");
@@ -113,26 +153,14 @@ pub async fn keep_swept(context: Arc<Context>) {
     }
 }
 
-/// What the journal cannot tell is not given up.
-async fn gave_up(context: Arc<Context>, id: String) -> bool {
-    let (journal, wanted) = (Arc::clone(&context.journal), id.clone());
-    match unpanicked(spawn_blocking(move || journal.migration(&wanted, Side::Source)).await) {
-        Ok(view) => view.is_some_and(|view| view.phase.is_final() && view.outcome == Some(Outcome::Aborted)),
-        Err(failure) => {
-            warn!(checkpoint = id, error = chain(&failure), "it cannot be read whether this was given up");
-            false
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
-
     use bytes::Bytes;
     use object_store::memory::InMemory;
 
     use super::*;
+    use crate::journal::NewMigration;
+    use crate::migration::Verdict;
 
     const ID: &str = "0191e0a0-0000-7000-8000-000000000001";
     const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -158,40 +186,37 @@ mod tests {
                 "expired"
             }
             Some(Due::Orphan(..)) => "orphan",
-            Some(Due::GivenUp(..)) => "its source knows",
         }
     }
 
     #[test]
-    fn a_checkpoint_goes_when_it_was_given_away_long_ago_and_nobody_restores_it() {
+    fn a_checkpoint_goes_when_its_container_has_been_running_elsewhere_for_long_enough() {
         let week = Some(WEEK);
-        assert_eq!(what(&[("000-files", 200), ("manifest", 200), ("committed", 167)], week), "stays");
-        assert_eq!(what(&[("000-files", 200), ("manifest", 200), ("committed", 169)], week), "expired");
-        assert_eq!(what(&[("000-files", 200), ("manifest", 200), ("committed", 169)], None), "stays");
-        assert_eq!(what(&[("manifest", 200), ("committed", 200), ("claimed", 167)], week), "stays");
-        assert_eq!(what(&[("manifest", 200), ("committed", 200), ("claimed", 169)], week), "expired");
-        // A restore takes less than a day, but may take longer than a short retention.
-        assert_eq!(what(&[("manifest", 30), ("committed", 30), ("claimed", 23)], Some(DAY / 24)), "stays");
-        assert_eq!(what(&[("manifest", 200), ("claimed", 169)], week), "expired", "a person gave it away");
+        let restored =
+            |hours| [("000-files", 900), ("manifest", 900), ("committed", 900), ("claimed", 800), ("restored", hours)];
+        assert_eq!(what(&restored(169), week), "expired");
+        assert_eq!(what(&restored(167), week), "stays");
+        assert_eq!(what(&restored(169), None), "stays");
+        // Its source came back, and gave it away after it had been restored as that of a source that is gone.
+        let late = [("manifest", 900), ("claimed", 800), ("restored", 800), ("committed", 167)];
+        assert_eq!(what(&late, week), "stays");
     }
 
     #[test]
-    fn what_its_source_has_not_given_away_may_be_the_only_copy_and_stays() {
-        assert_eq!(what(&[("000-files", 9999), ("manifest", 9999)], Some(WEEK)), "its source knows");
-        assert_eq!(what(&[("000-files", 9999), ("manifest", 9999)], None), "its source knows");
-    }
-
-    #[tokio::test]
-    async fn what_was_not_given_away_goes_only_by_the_word_of_its_source() {
-        let store = Store::over(Arc::new(InMemory::new()));
-        for name in ["000-files", "manifest"] {
-            store.of(ID).put(name, Bytes::from_static(b"x")).await.unwrap();
-        }
-        let later = Timestamp::now() + WEEK * 52;
-        assert_eq!(sweep(&store, "b", Some(WEEK), later, |_| ready(false)).await.unwrap(), 0);
-        assert_eq!(store.list().await.unwrap().len(), 2);
-        assert_eq!(sweep(&store, "a", None, later, |id| ready(id == ID)).await.unwrap(), 1);
-        assert!(store.list().await.unwrap().is_empty());
+    fn the_only_copy_stays_however_old_it_is() {
+        let years = 100_000;
+        let whole = [("000-files", years), ("manifest", years)];
+        let with = |marks: &[&'static str]| {
+            let all: Vec<_> = whole.iter().copied().chain(marks.iter().map(|mark| (*mark, years))).collect();
+            what(&all, Some(WEEK))
+        };
+        assert_eq!(with(&[]), "stays", "its source may be frozen, or gone");
+        assert_eq!(with(&["committed"]), "stays", "nobody has restored it");
+        assert_eq!(with(&["committed", "claimed"]), "stays", "whoever restores it may be gone");
+        assert_eq!(with(&["claimed"]), "stays");
+        assert_eq!(with(&["claimed", "restored"]), "stays", "its source may come back, and must hear who has it");
+        assert_eq!(with(&["committed", "restored"]), "stays", "nobody writes that");
+        assert_eq!(with(&["committed", "claimed", "restored"]), "expired");
     }
 
     #[test]
@@ -212,27 +237,116 @@ mod tests {
         }
     }
 
+    fn id(number: u32) -> String {
+        format!("0191e0a0-0000-7000-8000-{number:012}")
+    }
+
+    async fn put(store: &Store, checkpoint: &str, names: &[&str]) {
+        for name in names {
+            store.of(checkpoint).put(name, Bytes::from_static(b"x")).await.unwrap();
+        }
+    }
+
+    async fn left(store: &Store) -> Vec<String> {
+        let mut left: Vec<_> = store.list().await.unwrap().into_iter().map(|object| object.name).collect();
+        left.sort();
+        left
+    }
+
     #[tokio::test]
     async fn a_sweep_removes_what_is_due_and_nothing_else() {
         let store = Store::over(Arc::new(InMemory::new()));
-        let (other, parts) = ("0191e0a0-0000-7000-8000-000000000002", "0191e0a0-0000-7000-8000-000000000003");
-        for (id, names) in
-            [(ID, ["manifest", "committed"].as_slice()), (other, &["manifest", "claimed"]), (parts, &["000-files"])]
-        {
-            for name in names {
-                store.of(id).put(name, Bytes::from_static(b"x")).await.unwrap();
+        put(&store, &id(1), &["000-files", "manifest", "committed", "claimed", "restored"]).await;
+        put(&store, &id(2), &["manifest", "committed", "claimed"]).await;
+        put(&store, &id(3), &["000-files"]).await;
+        store.put("mine", Bytes::from_static(b"x")).await.unwrap();
+        let after = |age: Duration| Timestamp::now() + age;
+        assert_eq!(sweep(&store, Some(WEEK), after(DAY / 2)).await.unwrap(), 0);
+        assert_eq!(sweep(&store, Some(DAY / 4), after(DAY / 2)).await.unwrap(), 1, "it was restored");
+        assert!(store.of(&id(1)).list().await.unwrap().is_empty());
+        assert_eq!(sweep(&store, Some(WEEK), after(DAY * 2)).await.unwrap(), 1, "the parts");
+        assert_eq!(sweep(&store, Some(WEEK), after(WEEK * 2)).await.unwrap(), 0);
+        let kept = ["claimed", "committed", "manifest"].map(|name| format!("{}/{name}", id(2)));
+        assert_eq!(left(&store).await, [&kept[..], &["mine".to_owned()]].concat());
+    }
+
+    #[tokio::test]
+    async fn what_a_removal_left_behind_is_no_checkpoint_and_is_swept() {
+        for at in 0..5 {
+            let store = Store::over(Arc::new(InMemory::new()));
+            put(&store, &id(1), &["000-files", "committed", "claimed", "restored"][at.min(3)..]).await;
+            assert_eq!(sweep(&store, None, Timestamp::now() + DAY * 2).await.unwrap(), 1);
+            assert!(left(&store).await.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restore_that_could_not_say_so_says_it_when_its_host_sweeps() {
+        let scratch = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::open(&scratch.path().join("journal.db")).unwrap());
+        let store = Store::over(Arc::new(InMemory::new()));
+        let (runs, on_its_way, unknown, others) = (id(1), id(2), id(3), id(4));
+        for (checkpoint, host) in [(&runs, "b"), (&on_its_way, "b"), (&unknown, "b"), (&others, "c")] {
+            put(&store, checkpoint, &["manifest", "committed"]).await;
+            Claim::new(host, &checkpoint.replace("0191e0a0", "0191e0a1")).take(&store.of(checkpoint)).await.unwrap();
+        }
+        let before = [Phase::Reserved, Phase::Prepared, Phase::Frozen, Phase::Transferred, Phase::Restored];
+        for (checkpoint, runs) in [(&runs, true), (&on_its_way, false), (&others, true)] {
+            let migration = checkpoint.replace("0191e0a0", "0191e0a1");
+            let new = NewMigration {
+                id: migration.clone(),
+                side: Side::Target,
+                container_id: String::new(),
+                container: "redis".into(),
+                peer: format!("file:///parked/{checkpoint}"),
+                cause: "manual".into(),
+                deadline: None,
+                predicted: None,
+            };
+            journal.begin(&new, now()).unwrap();
+            let enter = |phase| journal.enter(&migration, Side::Target, phase, now()).unwrap();
+            before.into_iter().for_each(enter);
+            journal.decide(&migration, Side::Target, Verdict::Commit, None, now()).unwrap();
+            if runs {
+                [Phase::Running, Phase::Cleaned].into_iter().for_each(enter);
             }
         }
-        store.put("mine", Bytes::from_static(b"x")).await.unwrap();
-        let swept = async |retention, after: Duration| {
-            sweep(&store, "a", retention, Timestamp::now() + after, |_| ready(false)).await
-        };
-        assert_eq!(swept(Some(WEEK), DAY / 2).await.unwrap(), 0);
-        assert_eq!(swept(Some(DAY / 4), DAY / 2).await.unwrap(), 1, "one is being restored");
-        assert!(store.of(ID).list().await.unwrap().is_empty());
-        assert_eq!(swept(Some(WEEK), DAY * 2).await.unwrap(), 1, "the parts");
-        assert_eq!(swept(Some(WEEK), WEEK * 2).await.unwrap(), 1, "what was restored");
-        let left = store.list().await.unwrap();
-        assert_eq!(left.iter().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["mine"]);
+        catch_up(&store, "b", &journal).await.unwrap();
+        catch_up(&store, "b", &journal).await.unwrap();
+        let marked: Vec<_> = left(&store).await.into_iter().filter(|name| name.ends_with(RESTORED)).collect();
+        assert_eq!(marked, [format!("{runs}/{RESTORED}")]);
+    }
+
+    #[tokio::test]
+    async fn what_was_not_given_away_is_taken_back_by_its_source_once_its_container_went_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        let journal = Arc::new(Journal::open(&scratch.path().join("journal.db")).unwrap());
+        let store = Store::over(Arc::new(InMemory::new()));
+        let (aborted, under_way, unknown, claimed) = (id(1), id(2), id(3), id(4));
+        for checkpoint in [&aborted, &under_way, &unknown, &claimed] {
+            put(&store, checkpoint, &["000-files", "manifest"]).await;
+        }
+        Claim::new("c", "another").take(&store.of(&claimed)).await.unwrap();
+        for checkpoint in [&aborted, &under_way, &claimed] {
+            let new = NewMigration {
+                id: checkpoint.clone(),
+                side: Side::Source,
+                container_id: "c0ffee".into(),
+                container: "redis".into(),
+                peer: "file:///parked".into(),
+                cause: "manual".into(),
+                deadline: None,
+                predicted: None,
+            };
+            journal.begin(&new, now()).unwrap();
+        }
+        for checkpoint in [&aborted, &claimed] {
+            journal.decide(checkpoint, Side::Source, Verdict::Abort, None, now()).unwrap();
+            journal.enter(checkpoint, Side::Source, Phase::Cleaned, now()).unwrap();
+        }
+        let before = left(&store).await;
+        catch_up(&store, "a", &journal).await.unwrap();
+        let kept: Vec<_> = before.into_iter().filter(|name| !name.starts_with(aborted.as_str())).collect();
+        assert_eq!(left(&store).await, kept);
     }
 }

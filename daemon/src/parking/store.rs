@@ -5,6 +5,7 @@
 //!                                /manifest                    written when all of them are there
 //!                                /committed                   written when the source has given the container away
 //!                                /claimed                     who restores it, or takes it back: only one can write it
+//!                                /restored                    written when the container of who has claimed it runs
 //! ```
 
 use std::fmt;

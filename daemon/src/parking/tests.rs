@@ -460,7 +460,7 @@ async fn a_parking_that_fails_at_any_request_leaves_nothing_or_parts_that_are_sw
             assert!(
                 !world.names().await.iter().any(|name| name.ends_with(manifest::NAME) || name.ends_with(COMMITTED))
             );
-            sweep(&world.store(), "a", None, Timestamp::now() + DAY * 2, |_| std::future::ready(false)).await.unwrap();
+            sweep(&world.store(), None, Timestamp::now() + DAY * 2).await.unwrap();
             assert_eq!(world.names().await, Vec::<String>::new(), "{fails:?}");
         }
     }

@@ -215,7 +215,8 @@ pub(crate) fn a_restore_that_fails_gives_the_checkpoint_back(scene: &Scene) {
     let failed = place.restore("a", &[&checkpoint]);
     assert_eq!(failed.code, FAILED, "{failed:?}");
     scene.eventually("a", "spothop status --json | tr -d ' \\n' | grep -q '\"migrations\":\\[\\]'");
-    assert_eq!(place.parked("a")[0]["claimed_by"], Value::Null);
+    let back = &place.parked("a")[0];
+    assert_eq!((&back["claimed_by"], &back["restored"]), (&Value::Null, &false.into()));
     // A daemon that dies with the restored tasks in its hands finds the checkpoint to be its own, and lets them run.
     scene.sh(
         "a",
@@ -227,6 +228,7 @@ pub(crate) fn a_restore_that_fails_gives_the_checkpoint_back(scene: &Scene) {
     redis.verify().expect("the data of the beginning");
     scene.nothing_is_left("a", "r1", &["a"]);
     assert_eq!(place.parked("a")[0]["claimed_by"], "a");
+    scene.eventually("a", "spothop parked --json | tr -d ' \\n' | grep -q '\"restored\":true'");
 }
 
 /// Starts the other daemon again, whatever becomes of the scenario.
