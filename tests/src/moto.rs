@@ -49,6 +49,11 @@ elif verb == "assign":
 elif verb == "addresses":
     interface = ec2.describe_network_interfaces(NetworkInterfaceIds=ids)["NetworkInterfaces"][0]
     ids = [one["PrivateIpAddress"] for one in interface["PrivateIpAddresses"]]
+elif verb == "tagged":
+    wanted = dict(zip(("Key", "Value"), ids[0].split("=", 1)))
+    pages = ec2.get_paginator("describe_instances").paginate()
+    instances = [one for page in pages for some in page["Reservations"] for one in some["Instances"]]
+    ids = [one["InstanceId"] for one in instances if one["State"]["Name"] == "running" and wanted in one.get("Tags", [])]
 else:
     getattr(ec2, verb + "_instances")(InstanceIds=ids)
 print(*ids)
@@ -193,6 +198,14 @@ impl Moto {
     /// As for [`Moto::run_instance`].
     pub fn addresses(&self, interface: &str) -> Result<Vec<String>> {
         Ok(self.ec2("addresses", &[interface])?.split_whitespace().map(str::to_owned).collect())
+    }
+
+    /// The running instances that have a tag, which is given as `KEY=VALUE`.
+    ///
+    /// # Errors
+    /// As for [`Moto::run_instance`].
+    pub fn tagged(&self, tag: &str) -> Result<Vec<String>> {
+        Ok(self.ec2("tagged", &[tag])?.split_whitespace().map(str::to_owned).collect())
     }
 
     /// Makes a launch template of this name.

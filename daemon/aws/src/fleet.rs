@@ -102,6 +102,9 @@ pub enum FleetError {
         /// EC2's words.
         words: String,
     },
+    /// An order that differs from this one had its token before (code `IdempotentParameterMismatch`).
+    #[error("EC2 had another order of this token")]
+    TokenTaken,
     /// Any other refusal of every instance.
     #[error("EC2 launches nothing: {words}")]
     Refused {
@@ -125,6 +128,7 @@ impl FleetError {
             _ if NO_CAPACITY.contains(&code) => Self::NoCapacity { words },
             _ if LIMITS.contains(&code) => Self::Limit { words },
             "UnauthorizedOperation" => Self::Forbidden { words },
+            "IdempotentParameterMismatch" => Self::TokenTaken,
             _ => Self::Refused { words },
         }
     }

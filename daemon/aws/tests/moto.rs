@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use spothop_aws::{Access, Ec2, InstanceState, Market, Order, Queue};
+use spothop_aws::{Access, Ec2, FleetError, InstanceState, Market, Order, Queue};
 use spothop_tests::moto::{ACCOUNT, Moto, REGION};
 
 fn moto() -> Moto {
@@ -112,6 +112,12 @@ async fn a_fleet_is_launched_from_a_template_and_found_by_its_tags() {
         ids.sort();
         let found = ec2.tagged(REGION, "spothop:launched-by", &format!("{market:?}")).await.unwrap();
         assert_eq!(found.iter().map(|one| one.id.clone()).collect::<Vec<_>>(), ids);
+        // By its token it is one order; another one may not have that token.
+        let mut again = ec2.launch(&order).await.unwrap().instances;
+        again.sort();
+        assert_eq!(again, ids);
+        let refused = ec2.launch(&Order { count: 1, ..order }).await.expect_err("a token that is taken");
+        assert!(matches!(refused, FleetError::TokenTaken), "{refused:?}");
     }
 }
 

@@ -1,24 +1,29 @@
 //! More hosts, when none has room: as many instances as what is left behind needs, and never more than the budget.
 //!
-//! The budget is a host's own, and it is kept by what EC2 has and not by what this daemon remembers: every instance is tagged with
-//! the host that launched it, with the notice that it was launched for, and with what it may cost at most. Whoever comes back after a
-//! crash counts those, finds what was launched for a notice already, and gives the same order by the same token, which EC2 takes for the same
-//! one. What EC2 does not show yet is counted too, as long as this daemon lives.
+//! The budget is a host's own, or one that all hosts of a fleet share ([`turn`]). It is kept by what EC2 has and not by what this daemon
+//! remembers: every instance is tagged with the host that launched it, with the notice that it was launched for, and with what it may cost
+//! at most. Whoever comes back after a crash counts those, finds what was launched for a notice already, and gives the same order by the same
+//! token, which EC2 takes for the same one. What EC2 does not show yet is counted too, as long as this daemon lives.
 //!
 //! An instance is no host before it is in the inventory: its image starts the daemon, and whoever plans again finds it there.
 
+mod turn;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use spothop_aws::{FleetError, InstanceState, Launched, Market, Order, Tagged};
 use spothop_policy::{Bytes, Plan, Refusal, Stay};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::config::capacity::{Ec2, Market as Choice};
 
 /// By which host an instance was launched.
 const TAG_HOST: &str = "spothop:launched-by";
+/// Whose budget it is part of, where several hosts have one.
+const TAG_FLEET: &str = "spothop:fleet";
 /// For which notice.
 const TAG_CAUSE: &str = "spothop:launched-for";
 /// What it may cost, in millionths of a dollar an hour.
@@ -37,18 +42,43 @@ pub struct Launcher {
     config: Ec2,
     /// This host's name.
     host: String,
-    /// Held from counting to launching. What was launched lately: id, most it costs, when.
-    lately: Mutex<Vec<(String, u64, Instant)>>,
+    /// Held from counting to launching.
+    memory: Mutex<Memory>,
+    pace: turn::Pace,
     /// Notices for which there was an order, whatever became of it: plans are made every few seconds.
     ordered: Mutex<BTreeSet<String>>,
+}
+
+/// What this daemon knows of its orders and EC2 may not tell.
+#[derive(Debug, Default)]
+struct Memory {
+    /// What was launched lately: id, most it costs, when.
+    lately: Vec<(String, u64, Instant)>,
+    /// Tokens of a fleet whose orders are over, with whatever they launched.
+    spent: BTreeSet<String>,
+}
+
+/// What there is of the budget.
+#[derive(Debug)]
+struct Count {
+    /// All instances that EC2 shows, whatever their state, and those of [`Memory::lately`].
+    known: BTreeSet<String>,
+    /// How many of them may live.
+    living: usize,
+    /// What those may cost, in millionths of a dollar an hour.
+    price_micros: u64,
+    /// Those that this host launched for the notice that it is about.
+    before: Vec<String>,
 }
 
 /// Why nothing is launched, although something is left behind.
 #[derive(Debug, thiserror::Error)]
 pub enum NotLaunched {
     /// All that may be launched is launched.
-    #[error("the budget of [capacity.ec2] is used up: {instances} instances of this host live, for up to ${text} an hour", text = dollars(*.price_micros))]
+    #[error("the budget of [capacity.ec2] is used up: {instances} instances of this {whose} live, for up to ${text} an hour", text = dollars(*.price_micros))]
     Budget {
+        /// Whose budget it is: `host` or `fleet`.
+        whose: &'static str,
         /// How many live.
         instances: usize,
         /// What they may cost.
@@ -61,8 +91,11 @@ pub enum NotLaunched {
         room: u64,
     },
     /// EC2 does not say what lives, and without that there is no budget.
-    #[error("EC2 does not say how many instances of this host live, so none is launched")]
+    #[error("EC2 does not say how many instances of the budget live, so none is launched")]
     Uncounted(#[source] spothop_aws::Error),
+    /// Others of the fleet order too, and EC2 does not show yet what they launched.
+    #[error("other hosts of this fleet launch instances, and EC2 does not show them yet; looking again")]
+    Others,
     /// EC2 launches none.
     #[error(transparent)]
     Fleet(#[from] FleetError),
@@ -72,7 +105,14 @@ impl Launcher {
     /// Asks nothing yet.
     #[must_use]
     pub fn new(api: spothop_aws::Ec2, config: Ec2, host: &str) -> Self {
-        Self { api, config, host: host.to_owned(), lately: Mutex::default(), ordered: Mutex::default() }
+        Self {
+            api,
+            config,
+            host: host.to_owned(),
+            memory: Mutex::default(),
+            pace: turn::Pace::EC2,
+            ordered: Mutex::default(),
+        }
     }
 
     /// Launches hosts for these containers (bytes of memory each), once for each notice, and says so in the log.
@@ -84,6 +124,10 @@ impl Launcher {
             Ok(launched) => {
                 let (instances, lacking) = (launched.instances.join(", "), launched.lacking.join("; "));
                 info!(notice, instances, lacking, "instances are launched for what has no room elsewhere");
+            }
+            Err(NotLaunched::Others) => {
+                warn!(notice, reason = NotLaunched::Others.to_string(), "no instance is launched yet");
+                self.ordered.lock().await.remove(notice);
             }
             Err(failure) => {
                 let failure = crate::migration::chain(&failure);
@@ -97,43 +141,58 @@ impl Launcher {
     /// # Errors
     /// [`NotLaunched`].
     pub async fn launch(&self, notice: &str, containers: &[u64]) -> Result<Launched, NotLaunched> {
-        let mut lately = self.lately.lock().await;
+        let mut memory = self.memory.lock().await;
         let wanted = instances(containers, self.config.room);
         if wanted == 0 {
             return Err(NotLaunched::TooLarge { room: self.config.room });
         }
-        let all = self.api.tagged(&self.config.region, TAG_HOST, &self.host).await.map_err(NotLaunched::Uncounted)?;
-        let living: Vec<&Tagged> = all.iter().filter(|one| lives(&one.state)).collect();
-        let for_this = |one: &&&Tagged| one.tags.get(TAG_CAUSE).is_some_and(|cause| cause == notice);
-        let before: Vec<String> = living.iter().filter(for_this).map(|one| one.id.clone()).collect();
-        if !before.is_empty() {
-            return Ok(Launched { instances: before, lacking: Vec::new() });
+        if let Some(fleet) = &self.config.fleet {
+            return self.launch_in_turn(fleet, notice, wanted, &mut memory).await;
         }
-        let now = Instant::now();
-        lately.retain(|(id, _, at)| now.duration_since(*at) < UNSEEN && all.iter().all(|one| one.id != *id));
-        let spent =
-            living.iter().map(|one| price(one, self.config.max_price)).chain(lately.iter().map(|(_, price, _)| *price));
-        let (count, spent) = (living.len() + lately.len(), spent.fold(0, u64::saturating_add));
-        let order = self.order(notice, wanted, count, spent)?;
+        let count = self.count(notice, &mut memory).await?;
+        if !count.before.is_empty() {
+            return Ok(Launched { instances: count.before, lacking: Vec::new() });
+        }
+        let order = self.order(notice, wanted, &count)?;
         let launched = self.give(order.clone()).await?;
-        let each = order.max_price_micros / u64::from(order.count);
-        lately.extend(launched.instances.iter().map(|id| (id.clone(), each, now)));
+        memory.remember(&order, &launched);
         Ok(launched)
     }
 
+    async fn count(&self, notice: &str, memory: &mut Memory) -> Result<Count, NotLaunched> {
+        let (key, value) = self.config.fleet.as_ref().map_or((TAG_HOST, &self.host), |fleet| (TAG_FLEET, fleet));
+        let all = self.api.tagged(&self.config.region, key, value).await.map_err(NotLaunched::Uncounted)?;
+        let now = Instant::now();
+        let lately = &mut memory.lately;
+        lately.retain(|(id, _, at)| now.duration_since(*at) < UNSEEN && all.iter().all(|one| one.id != *id));
+        let living: Vec<&Tagged> = all.iter().filter(|one| lives(&one.state)).collect();
+        let prices =
+            living.iter().map(|one| price(one, self.config.max_price)).chain(lately.iter().map(|(_, price, _)| *price));
+        let has = |one: &Tagged, key: &str, value: &str| one.tags.get(key).is_some_and(|is| is == value);
+        let before = living.iter().filter(|one| has(one, TAG_CAUSE, notice) && has(one, TAG_HOST, &self.host));
+        Ok(Count {
+            price_micros: prices.fold(0, u64::saturating_add),
+            living: living.len() + lately.len(),
+            before: before.map(|one| one.id.clone()).collect(),
+            known: all.iter().map(|one| &one.id).chain(lately.iter().map(|(id, ..)| id)).cloned().collect(),
+        })
+    }
+
     /// As much of what is wanted as the budget has left.
-    fn order(&self, notice: &str, wanted: u32, count: usize, spent: u64) -> Result<Order, NotLaunched> {
-        let left = usize::try_from(self.config.max_instances).unwrap_or(usize::MAX).saturating_sub(count);
-        let price_left = self.config.max_price.saturating_sub(spent);
+    fn order(&self, notice: &str, wanted: u32, count: &Count) -> Result<Order, NotLaunched> {
+        let left = usize::try_from(self.config.max_instances).unwrap_or(usize::MAX).saturating_sub(count.living);
+        let price_left = self.config.max_price.saturating_sub(count.price_micros);
         let number = wanted.min(u32::try_from(left).unwrap_or(u32::MAX));
         // Each of those that may live has the same part of the price, so that the last is as dear as the first.
         let part = self.config.max_price / u64::from(self.config.max_instances);
         let price = part.saturating_mul(number.into()).min(price_left);
         if number == 0 || price < u64::from(number) {
-            return Err(NotLaunched::Budget { instances: count, price_micros: spent });
+            let whose = if self.config.fleet.is_some() { "fleet" } else { "host" };
+            return Err(NotLaunched::Budget { whose, instances: count.living, price_micros: count.price_micros });
         }
         let each = price / u64::from(number);
         let tags = [(TAG_HOST, self.host.clone()), (TAG_CAUSE, notice.to_owned()), (TAG_PRICE, each.to_string())];
+        let fleet = self.config.fleet.clone().map(|fleet| (TAG_FLEET, fleet));
         Ok(Order {
             region: self.config.region.clone(),
             template: self.config.template.clone(),
@@ -144,7 +203,7 @@ impl Launcher {
             count: number,
             max_price_micros: price,
             token: String::new(),
-            tags: tags.map(|(key, value)| (key.to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>(),
+            tags: tags.into_iter().chain(fleet).map(|(key, value)| (key.to_owned(), value)).collect::<BTreeMap<_, _>>(),
         })
     }
 
@@ -172,6 +231,13 @@ impl Launcher {
             outcome = self.api.launch(order).await;
         }
         outcome
+    }
+}
+
+impl Memory {
+    fn remember(&mut self, order: &Order, launched: &Launched) {
+        let (each, now) = (order.max_price_micros / u64::from(order.count), Instant::now());
+        self.lately.extend(launched.instances.iter().map(|id| (id.clone(), each, now)));
     }
 }
 

@@ -34,7 +34,11 @@ pub struct Ec2 {
     /// Memory for containers on the smallest of them, in bytes, while they arrive: some less than half of what it has. No default.
     #[serde(deserialize_with = "room")]
     pub room: u64,
-    /// Instances that this host may have launched and that still live, 1 to 100. No default.
+    /// A name, 1 to 256 characters: all hosts that give the same one have one budget, that of `max_instances` and `max_price`. Default:
+    /// none; each host has its own.
+    #[serde(default, deserialize_with = "fleet")]
+    pub fleet: Option<String>,
+    /// Instances that this host, or this fleet, may have launched and that still live, 1 to 100. No default.
     #[serde(deserialize_with = "one_to_100")]
     pub max_instances: u32,
     /// What all of them together may cost, in dollars an hour, such as `"1.25"`. No default.
@@ -63,6 +67,15 @@ fn room<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     match super::units::bytes(deserializer)? {
         0 => Err(de::Error::custom("must be more than nothing")),
         bytes => Ok(bytes),
+    }
+}
+
+/// A value of a tag (at most 256 characters: "Tag your Amazon EC2 resources" in the EC2 User Guide).
+fn fleet<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    match name.chars().count() {
+        1..=256 => Ok(Some(name)),
+        _ => Err(de::Error::custom("must have 1 to 256 characters")),
     }
 }
 

@@ -1,8 +1,10 @@
-"""Moto's server, with what EC2 documents of AssignPrivateIpAddresses and moto passes over.
+"""Moto's server, with what EC2 documents and moto passes over: of AssignPrivateIpAddresses, and of CreateFleet's client token.
 
 An address is on one network interface of a subnet at a time. Without AllowReassignment it is refused while it is on another one;
 with it it leaves that one. A primary address is never taken away, and one that is not there cannot be unassigned.
 EC2's reference gives AllowReassignment its meaning, but names no code for its refusal: that is the one of its list for an address in use.
+
+An order of a fleet whose token and parameters are those of an earlier one is that one; with other parameters it is refused.
 """
 
 import threading
@@ -10,6 +12,7 @@ import threading
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models.elastic_network_interfaces import NetworkInterfaceBackend
 from moto.ec2.responses.elastic_network_interfaces import ElasticNetworkInterfaces
+from moto.ec2.responses.fleets import Fleets
 from moto.server import main
 
 assign = ElasticNetworkInterfaces.assign_private_ip_addresses
@@ -56,5 +59,27 @@ def unassign_private_ip_addresses(self, eni_id, private_ip_address=None):
 
 ElasticNetworkInterfaces.assign_private_ip_addresses = assign_private_ip_addresses
 NetworkInterfaceBackend.unassign_private_ip_addresses = unassign_private_ip_addresses
+
+create = Fleets.create_fleet
+# By account, region and token: what was asked, and what was answered.
+created = {}
+# Held over an order, which may move addresses.
+ordering = threading.Lock()
+
+
+def create_fleet(self):
+    token, asked = self._get_param("ClientToken"), repr(sorted(self.querystring.items()))
+    if not token:
+        return create(self)
+    with ordering:
+        key = (self.current_account, self.region, token)
+        if key not in created:
+            created[key] = (asked, create(self))
+        if created[key][0] != asked:
+            raise EC2ClientError("IdempotentParameterMismatch", "the parameters differ from those of the first order of this token")
+        return created[key][1]
+
+
+Fleets.create_fleet = create_fleet
 
 main()

@@ -7,6 +7,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod capacity;
 mod clouds;
 mod configured;
 mod doctor;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         redis::a_connection_lives_through_a_move_and_the_move_back,
         redis::a_moved_container_that_is_restarted_starts_in_the_ordinary_way,
         redis::the_restart_policy_acts_again_after_the_move,
+        capacity::what_has_no_room_anywhere_goes_to_an_instance_that_is_launched_for_it_within_the_fleets_budget,
         clouds::googles_preemption_moves_redis_with_its_connection,
         clouds::maintenance_that_google_plans_moves_redis_when_it_is_near_and_no_sooner,
         clouds::azures_preemption_moves_redis_with_its_connection_and_is_approved_when_that_runs,

@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 use spothop_tests::command::output;
 use spothop_tests::layout::Layout;
+use spothop_tests::state::Power;
 use spothop_tests::testbed::{Options, Testbed};
 use spothop_tests::workload::Workload;
 
@@ -48,6 +49,15 @@ impl Deref for Scene {
 
     fn deref(&self) -> &Testbed {
         &self.bed
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // The shared one is told of by whoever catches the panic, and does not go with it.
+        if thread::panicking() {
+            self.tell_logs();
+        }
     }
 }
 
@@ -220,7 +230,7 @@ impl Scene {
 
     /// What the daemons said, for whoever looks at a failure.
     pub(crate) fn tell_logs(&self) {
-        for host in HOSTS {
+        for host in self.state().hosts.iter().filter(|host| host.power == Power::On).map(|host| host.name.as_str()) {
             let log = self
                 .bed
                 .output(host, ["journalctl", "--unit=spothop", "--no-pager", "--lines=60", "--output=short-precise"]);

@@ -1,9 +1,11 @@
 //! Budgets and orders, against a server that answers as EC2 does.
 
+use std::sync::{Arc, Mutex};
+
 use spothop_aws::Access;
 use spothop_policy::HostRefusal;
 use wiremock::matchers::{body_string_contains, method};
-use wiremock::{Mock, MockServer, ResponseTemplate};
+use wiremock::{Mock, MockServer, Request, ResponseTemplate};
 
 use super::*;
 use crate::config::Config;
@@ -76,7 +78,7 @@ async fn as_many_are_launched_as_what_is_left_needs_and_the_budget_allows() {
     // EC2 does not show those two yet: they count all the same.
     launcher.launch("another", &[4 * GIB; 5]).await.unwrap();
     let refused = launcher.launch("a third", &[GIB]).await.expect_err("no budget");
-    assert!(matches!(refused, NotLaunched::Budget { instances: 3, price_micros: 900_000 }), "{refused}");
+    assert!(matches!(refused, NotLaunched::Budget { whose: "host", instances: 3, price_micros: 900_000 }), "{refused}");
     let orders = orders(&server).await;
     let has = |order: &str, words: &str| assert!(order.contains(words), "{words} is not in {order}");
     has(&orders[0], "TotalTargetCapacity=2");
@@ -138,6 +140,152 @@ async fn an_order_without_an_answer_is_given_again_as_the_same_one() {
     let server = ec2(&[], vec![busy(), busy(), fleet(&["i-1"], None)]).await;
     assert_eq!(launcher(&server, config("")).await.launch("n", &[GIB]).await.unwrap().instances, ["i-1"]);
     assert!(orders(&server).await.iter().all(|order| order.contains("ClientToken=a-n-spot")));
+}
+
+/// An order that EC2 has had.
+struct Given {
+    token: String,
+    body: String,
+    /// The instances that it has launched.
+    ids: Vec<String>,
+    /// How often those have been asked for since.
+    asked: usize,
+}
+
+/// EC2 with its rule of tokens, which shows what it has launched only when it has been asked again so many times.
+struct Tokens {
+    launches: bool,
+    shown_after: usize,
+    orders: Mutex<Vec<Given>>,
+}
+
+impl Tokens {
+    fn new(launches: bool, shown_after: usize) -> Arc<Self> {
+        Arc::new(Self { launches, shown_after, orders: Mutex::default() })
+    }
+
+    async fn serve(self: &Arc<Self>) -> MockServer {
+        let (server, tokens) = (MockServer::start().await, Arc::clone(self));
+        let answer = move |request: &Request| tokens.answer(&String::from_utf8_lossy(&request.body));
+        Mock::given(method("POST")).respond_with(answer).mount(&server).await;
+        server
+    }
+
+    fn answer(&self, body: &str) -> ResponseTemplate {
+        let field = |body: &str, name: &str| {
+            let mut fields = body.split('&').filter_map(|field| field.split_once('='));
+            fields.find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).unwrap_or_default()
+        };
+        let mut orders = self.orders.lock().unwrap();
+        if field(body, "Action") == "DescribeInstances" {
+            let mut all = String::new();
+            for Given { body: order, ids, asked, .. } in orders.iter_mut() {
+                *asked += 1;
+                if *asked > self.shown_after {
+                    let tag = |number: usize| {
+                        let of = |what: &str| field(order, &format!("TagSpecification.1.Tag.{number}.{what}"));
+                        format!(
+                            "<item><key>{}</key><value>{}</value></item>",
+                            of("Key").replace("%3A", ":"),
+                            of("Value")
+                        )
+                    };
+                    let tags: String = (1..=4).map(tag).collect();
+                    all.extend(ids.iter().map(|id| {
+                        format!(
+                            "<item><instanceId>{id}</instanceId><instanceState><name>running</name></instanceState><tagSet>{tags}</tagSet></item>"
+                        )
+                    }));
+                }
+            }
+            let answer = format!(
+                "<DescribeInstancesResponse xmlns=\"http://ec2.amazonaws.com/doc/2016-11-15/\"><reservationSet><item><instancesSet>{all}\
+                 </instancesSet></item></reservationSet></DescribeInstancesResponse>"
+            );
+            return ResponseTemplate::new(200).set_body_raw(answer, "text/xml");
+        }
+        let token = field(body, "ClientToken");
+        if let Some(Given { ids, .. }) = orders.iter().find(|known| known.token == token && known.body == body) {
+            return fleet(&ids.iter().map(String::as_str).collect::<Vec<_>>(), None);
+        }
+        if orders.iter().any(|known| known.token == token) {
+            let answer = "<Response><Errors><Error><Code>IdempotentParameterMismatch</Code><Message>no</Message></Error></Errors></Response>";
+            return ResponseTemplate::new(400).set_body_raw(answer, "text/xml");
+        }
+        let count: usize = field(body, "TargetCapacitySpecification.TotalTargetCapacity").parse().unwrap();
+        let before: usize = orders.iter().map(|order| order.ids.len()).sum();
+        let ids: Vec<String> =
+            (before..before + count).filter(|_| self.launches).map(|number| format!("i-{number}")).collect();
+        let answer = fleet(
+            &ids.iter().map(String::as_str).collect::<Vec<_>>(),
+            (!self.launches).then_some("InsufficientInstanceCapacity"),
+        );
+        orders.push(Given { token, body: body.to_owned(), ids, asked: 0 });
+        answer
+    }
+
+    fn launched(&self) -> usize {
+        self.orders.lock().unwrap().iter().map(|order| order.ids.len()).sum()
+    }
+}
+
+/// A host of the fleet `prod`, in whose time EC2 is quick.
+async fn member(server: &MockServer, host: &str, more: &str) -> Launcher {
+    let mut launcher = launcher(server, config(&format!("fleet = \"prod\"\n{more}"))).await;
+    host.clone_into(&mut launcher.host);
+    launcher.pace = turn::Pace { shown: Duration::from_millis(300), look: Duration::from_millis(10) };
+    launcher
+}
+
+#[tokio::test]
+async fn hosts_of_a_fleet_that_ask_at_once_launch_no_more_than_its_budget_together() {
+    for shown_after in 0..6 {
+        let ec2 = Tokens::new(true, shown_after);
+        let server = ec2.serve().await;
+        let (a, b, c) =
+            (member(&server, "a", "").await, member(&server, "b", "").await, member(&server, "c", "").await);
+        let wants = [4 * GIB, 4 * GIB];
+        let (one, two, three) = tokio::join!(a.launch("n-a", &wants), b.launch("n-b", &wants), c.launch("n-c", &wants));
+        // Three is what they may have: two for who is first, one for the next.
+        let mut got: Vec<usize> = [one, two, three]
+            .into_iter()
+            .map(|outcome| outcome.map_or(0, |launched| launched.instances.len()))
+            .collect();
+        got.sort_unstable();
+        assert_eq!((got, ec2.launched()), (vec![0, 1, 2], 3), "shown after {shown_after}");
+        let refused = a.launch("another", &wants).await.expect_err("no budget");
+        assert!(matches!(refused, NotLaunched::Budget { whose: "fleet", instances: 3, .. }), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_order_of_another_host_that_launched_nothing_stops_nobody_for_good() {
+    let ec2 = Tokens::new(false, 0);
+    let server = ec2.serve().await;
+    let (a, b) = (member(&server, "a", "").await, member(&server, "b", "").await);
+    let wants = [4 * GIB];
+    let refused = a.launch("n-a", &wants).await.expect_err("there are none");
+    assert!(matches!(refused, NotLaunched::Fleet(FleetError::NoCapacity { .. })), "{refused}");
+    // Spot and on-demand: each has its token.
+    assert_eq!(ec2.orders.lock().unwrap().len(), 2);
+    let refused = b.launch("n-b", &wants).await.expect_err("there are none");
+    assert!(matches!(refused, NotLaunched::Fleet(FleetError::NoCapacity { .. })), "{refused}");
+    assert_eq!(ec2.orders.lock().unwrap().len(), 4);
+    // What it knows of is not waited for again.
+    assert!(matches!(b.launch("another", &wants).await, Err(NotLaunched::Fleet(FleetError::NoCapacity { .. }))));
+    let orders = orders(&server).await;
+    assert_eq!((ec2.orders.lock().unwrap().len(), orders.len()), (6, 8), "two were told of another's token");
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_finds_what_it_launched_for_a_notice_in_the_fleet() {
+    let ec2 = Tokens::new(true, 0);
+    let server = ec2.serve().await;
+    let first = member(&server, "a", "").await.launch("n", &[GIB]).await.unwrap();
+    assert_eq!(member(&server, "a", "").await.launch("n", &[GIB]).await.unwrap(), first);
+    // Another host's notice of that name is another one.
+    assert_ne!(member(&server, "b", "").await.launch("n", &[GIB]).await.unwrap(), first);
+    assert_eq!(ec2.launched(), 2);
 }
 
 #[test]
