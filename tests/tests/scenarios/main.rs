@@ -104,6 +104,8 @@ fn main() -> ExitCode {
         notices::a_message_in_a_queue_evacuates_the_host_that_it_is_about_and_no_other,
         webhook::a_service_that_signs_repeats_and_is_imitated_evacuates_the_host_once_and_hears_of_it,
         parking::a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power,
+        parking::what_was_not_given_away_is_restored_on_somebodys_word_alone_and_runs_once_if_that_was_wrong,
+        parking::memory_is_parked_in_rounds_at_once_or_by_criu_as_it_is_configured,
         parking::files_and_volumes_are_the_same_after_a_stay_in_a_directory,
         parking::a_store_that_is_full_leaves_the_container_where_it_was,
         parking::a_failure_after_the_manifest_leaves_the_container_where_it_was_and_nothing_to_restore,

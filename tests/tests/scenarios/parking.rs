@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use spothop_tests::imds::Action;
+use spothop_tests::moto::Moto;
 
 use crate::files;
 use crate::notices;
@@ -16,6 +17,9 @@ const FAILED: i32 = 1;
 
 const BUCKET: &str = "parked";
 
+/// What counts, and can be looked at.
+const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n > /count; sleep 0.1; done";
+
 const KEY: &str = "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0";
 
 /// A place to park for hosts that are configured for it, until this is dropped.
@@ -26,6 +30,11 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn at(scene: &'a Scene, hosts: &'static [&'static str], url: &str) -> Self {
+        Self::with(scene, hosts, url, "")
+    }
+
+    /// With more tables in the configuration.
+    fn with(scene: &'a Scene, hosts: &'static [&'static str], url: &str, tables: &str) -> Self {
         let place = Self { scene, hosts };
         for host in hosts {
             scene.sh(
@@ -33,7 +42,7 @@ impl<'a> Place<'a> {
                 &format!(
                     "echo {KEY} > /etc/spothop/parking.key; chmod 600 /etc/spothop/parking.key; \
                      cp /etc/spothop/config.toml /etc/spothop/config.kept; \
-                     printf '\\n[parking]\\nurl = \"{url}\"\\n' >> /etc/spothop/config.toml"
+                     printf '\\n[parking]\\nurl = \"{url}\"\\n{tables}\\n' >> /etc/spothop/config.toml"
                 ),
             );
             scene.restart_daemon(host);
@@ -78,8 +87,23 @@ impl Drop for Place<'_> {
 
 /// A directory of host `a` to park in.
 fn directory(scene: &Scene) -> Place<'_> {
+    directory_with(scene, "")
+}
+
+/// The same, with more tables in the configuration.
+fn directory_with<'a>(scene: &'a Scene, tables: &str) -> Place<'a> {
     scene.sh("a", "rm -rf /var/lib/parked; mkdir /var/lib/parked");
-    Place::at(scene, &["a"], "file:///var/lib/parked")
+    Place::with(scene, &["a"], "file:///var/lib/parked", tables)
+}
+
+/// A bucket on the client machine, of which the daemons of both hosts know when they are next started. It goes with its server.
+fn bucket(scene: &Scene) -> Moto {
+    let moto = moto_beside(scene);
+    moto.make_bucket(BUCKET).expect("a bucket");
+    for host in HOSTS {
+        ask_there(scene, host, "AWS_ENDPOINT_URL", moto.endpoint());
+    }
+    moto
 }
 
 fn assert_refused(answer: &Answer, words: &str) {
@@ -89,11 +113,7 @@ fn assert_refused(answer: &Answer, words: &str) {
 
 pub(crate) fn a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_its_own_has_lost_its_power(_: &Scene) {
     let mut scene = Scene::up("e2e-parking");
-    let moto = moto_beside(&scene);
-    moto.make_bucket(BUCKET).expect("a bucket");
-    for host in HOSTS {
-        ask_there(&scene, host, "AWS_ENDPOINT_URL", moto.endpoint());
-    }
+    let moto = bucket(&scene);
     let url = format!("s3://{BUCKET}/fleet");
     let (checkpoint, keys) = {
         let place = Place::at(&scene, &HOSTS, &url);
@@ -135,6 +155,76 @@ pub(crate) fn a_redis_is_parked_in_a_bucket_and_restored_by_another_host_after_i
     assert_refused(&place.restore("b", &[&checkpoint, "--name", "r2"]), "was claimed by b");
     let view = place.parked("b").pop().expect("a checkpoint");
     assert_eq!(view["claimed_by"], "b");
+}
+
+/// Parks a container of `a`, whose daemon is stopped when the manifest is written and COMMIT is not. Returns the checkpoint's URL, as `b` finds
+/// it.
+fn park_undecided(place: &Place<'_>, container: &str) -> String {
+    let scene = place.scene;
+    scene.sh("a", "echo 'source:restored stop' > /run/spothop/failpoint");
+    scene.sh("a", &format!("setsid spothop park {container} > /dev/null 2>&1 &"));
+    scene.eventually("a", "test -e /run/spothop/failpoint.hit");
+    let parked = place.parked("b");
+    let view = parked.iter().find(|view| view["container"] == container).expect("a checkpoint");
+    assert_eq!((&view["committed"], &view["claimed_by"]), (&false.into(), &Value::Null), "{view:#}");
+    view["url"].as_str().expect("a URL").to_owned()
+}
+
+pub(crate) fn what_was_not_given_away_is_restored_on_somebodys_word_alone_and_runs_once_if_that_was_wrong(_: &Scene) {
+    let mut scene = Scene::up("e2e-parking-gone");
+    let _moto = bucket(&scene);
+    let gone = {
+        let place = Place::at(&scene, &HOSTS, &format!("s3://{BUCKET}/fleet"));
+        let (redis, client) = under_load(&scene, 8);
+        assert_faithful(client);
+        let keys = redis.key_count().expect("a number");
+        let undecided = park_undecided(&place, "r1");
+        assert_refused(&place.restore("b", &[&undecided]), "restore with --source-gone");
+        assert_refused(&place.restore("b", &[&undecided, "--copy", "--name", "r2"]), "restore with --source-gone");
+        place.restored("b", &[&undecided, "--source-gone"]);
+        assert_eq!(scene.sh("b", "docker exec r1 redis-cli dbsize"), keys.to_string());
+
+        // Its source was not gone, and goes on from where it stopped: it lets go.
+        scene.sh("a", "kill -CONT $(cat /run/spothop/failpoint.hit); rm /run/spothop/failpoint.*");
+        scene.eventually("a", "test -z \"$(docker ps -aq)\"");
+        let both = r#""committed":true,"restored":true"#;
+        scene.eventually("b", &format!("spothop parked --json | tr -d ' \\n' | grep -q '{both}'"));
+        scene.nothing_is_left("b", "r1", &HOSTS);
+        assert_refused(&place.restore("a", &[&undecided, "--source-gone"]), "was claimed by b");
+
+        scene.run("a", "g1", "--network=none redis", &["sh", "-c", COUNT]);
+        scene.eventually("a", "test $(docker exec g1 cat /count) -gt 20");
+        let gone = park_undecided(&place, "g1");
+        // What follows is about a host without power, whose configuration cannot be put back, and need not.
+        std::mem::forget(place);
+        gone
+    };
+
+    scene.bed().power_off("a").expect("off");
+
+    let place = Place { scene: &scene, hosts: &[] };
+    assert_refused(&place.restore("b", &[&gone]), "restore with --source-gone");
+    place.restored("b", &[&gone, "--source-gone"]);
+    let first: u32 = scene.sh("b", "docker exec g1 cat /count").parse().expect("a number");
+    assert!(first > 20, "it counts from the beginning: {first}");
+    scene.eventually("b", &format!("test $(docker exec g1 cat /count) -gt {first}"));
+    assert_refused(&place.restore("b", &[&gone, "--source-gone", "--name", "g2"]), "was claimed by b");
+}
+
+pub(crate) fn memory_is_parked_in_rounds_at_once_or_by_criu_as_it_is_configured(scene: &Scene) {
+    for (way, in_rounds) in [("pre-copy", true), ("stop-and-copy", false), ("dump", false)] {
+        let place = directory_with(scene, &format!("[memory]\nmode = \"{way}\""));
+        let (redis, client) = under_load(scene, 32);
+        assert_faithful(client);
+        let answer = scene.spothop("a", &["park", "r1"]);
+        let phases = answer.json["migration"]["phases"].as_array().unwrap_or_else(|| panic!("{way}: {answer:?}"));
+        let rounds = phases.iter().any(|entered| entered["phase"] == "pre-copy(1)");
+        assert_eq!((answer.code, rounds), (MOVED, in_rounds), "{way}: {answer:?}");
+        place.restored("a", &[answer.json["checkpoint"].as_str().expect("a URL")]);
+        redis.verify().expect("the data of the beginning");
+        scene.nothing_is_left("a", "r1", &["a"]);
+        scene.sh("a", "docker rm -f r1");
+    }
 }
 
 pub(crate) fn files_and_volumes_are_the_same_after_a_stay_in_a_directory(scene: &Scene) {
@@ -250,7 +340,6 @@ impl Drop for Alone<'_> {
 }
 
 pub(crate) fn what_no_host_takes_is_parked_before_a_notices_deadline(scene: &Scene) {
-    const COUNT: &str = "n=0; while :; do n=$((n+1)); echo $n > /count; sleep 0.1; done";
     let place = directory(scene);
     let alone = Alone::of(scene);
     scene.run("a", "p1", "--network=none redis", &["sh", "-c", COUNT]);
