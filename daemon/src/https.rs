@@ -3,11 +3,13 @@
 //! reqwest and object_store's own client take TLS with a cryptographic provider for the whole process, which every client would then have to
 //! choose before it is made.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
@@ -19,6 +21,14 @@ pub(crate) fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
+}
+
+/// The certificates in a file. Blocks.
+///
+/// # Errors
+/// It cannot be read, or is none of PEM.
+pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
+    CertificateDer::pem_file_iter(path)?.collect()
 }
 
 /// Connections by `tcp`, with TLS where the URL says so, to whom one of `roots` has signed.

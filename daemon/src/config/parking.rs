@@ -19,6 +19,8 @@ pub struct Parking {
     /// The file with the key by which checkpoints are sealed before they leave this host: 64 hexadecimal digits (`openssl rand -hex 32`),
     /// readable for root alone, the same on every host that shall restore them. Default: `/etc/spothop/parking.key`.
     pub key_file: PathBuf,
+    /// PEM file with authorities that a bucket's certificate is believed by, besides the system's. Default: none.
+    pub ca_file: Option<PathBuf>,
     /// Checkpoints at [`Parking::url`] are removed so long after they were given away and restored; those that are a container's only copy
     /// are not. In units of time, such as `7d` or `36h`. Default: none, they are kept.
     #[serde(deserialize_with = "age")]
@@ -30,7 +32,8 @@ pub struct Parking {
 
 impl Default for Parking {
     fn default() -> Self {
-        Self { url: None, key_file: PathBuf::from("/etc/spothop/parking.key"), retention: None, concurrency: 4 }
+        let key_file = PathBuf::from("/etc/spothop/parking.key");
+        Self { url: None, key_file, ca_file: None, retention: None, concurrency: 4 }
     }
 }
 

@@ -287,8 +287,7 @@ fn file(what: &'static str, path: &Path, error: impl StdError + Send + Sync + 's
 }
 
 fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, HttpError> {
-    let all = CertificateDer::pem_file_iter(path).map_err(|error| file(what, path, error))?;
-    all.map(|one| one.map_err(|error| file(what, path, error))).collect()
+    https::certificates(path).map_err(|error| file(what, path, error))
 }
 
 /// Marked sensitive, so that no log of headers shows it.

@@ -455,7 +455,7 @@ async fn try_undo(context: &Context, track: &Track, reason: &str) -> Result<(), 
     let source = track.record().await?.peer;
     if parking::is_url(&source) {
         // Nothing of it is here any more: somebody else may restore it.
-        parking::release(&source, &track.id).await?;
+        parking::release(context, &source, &track.id).await?;
     }
     track.enter(Phase::Cleaned).await
 }

@@ -22,6 +22,14 @@ pub enum Error {
         /// What the store's library says.
         source: object_store::Error,
     },
+    /// The file with a store's authorities.
+    #[error("cannot read authorities from {path}; check [parking] ca_file, which must be PEM", path = path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
     /// A request to the store.
     #[error("cannot {action} {url}")]
     Store {

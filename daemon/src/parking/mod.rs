@@ -119,7 +119,7 @@ async fn prepare(
 ) -> Result<(Job, Moving), migration::Error> {
     let parking = &context.config.parking;
     let url = to.or(parking.url.as_deref()).ok_or(Error::NoUrl)?;
-    Store::open(url)?;
+    Store::open(parking, url)?;
     MasterKey::read(&parking.key_file)?;
     let found = context.engine.inspect(container).await?;
     let moving = timeout(TIDY, Moving::wait(context, &found.id)).await.map_err(|_| Error::Unparkable {
@@ -165,7 +165,7 @@ fn leave_connections(network: &mut Identity) {
 /// A container is not parked after all, and goes on here: what was uploaded is removed, as far as the store can be reached.
 pub(crate) async fn discard(context: &Context, url: &str, migration: &str) {
     let removed = async {
-        let place = Store::open(url)?.of(migration);
+        let place = Store::open(&context.config.parking, url)?.of(migration);
         claim::take_back(&place, &context.config.host.name, migration).await
     };
     match timeout(REMOVE, removed).await {
@@ -177,14 +177,17 @@ pub(crate) async fn discard(context: &Context, url: &str, migration: &str) {
 }
 
 /// A restore has failed and is undone: somebody else may have the checkpoint.
-pub(crate) async fn release(checkpoint: &str, migration: &str) -> Result<(), Error> {
-    Claim::release(&Store::open(checkpoint)?, migration).await
+pub(crate) async fn release(context: &Context, checkpoint: &str, migration: &str) -> Result<(), Error> {
+    Claim::release(&Store::open(&context.config.parking, checkpoint)?, migration).await
 }
 
 /// A restore has ended and its container runs: the checkpoint is no longer the only copy, and `retention` counts from here. If the store cannot
 /// be told, [`keep_swept`] tells it later; until then the checkpoint is kept.
 pub(crate) async fn note_restored(context: Arc<Context>, checkpoint: String, migration: String) {
-    let noted = async { claim::restored(&Store::open(&checkpoint)?, &context.config.host.name, &migration).await };
+    let noted = async {
+        let place = Store::open(&context.config.parking, &checkpoint)?;
+        claim::restored(&place, &context.config.host.name, &migration).await
+    };
     let failure = match timeout(REMOVE, noted).await {
         Ok(Ok(_)) => return,
         Ok(Err(failure)) => chain(&failure),
@@ -204,7 +207,7 @@ pub(crate) async fn note_restored(context: Arc<Context>, checkpoint: String, mig
 /// No place; the store's.
 pub async fn parked(context: &Context, url: Option<&str>) -> Result<Vec<ParkedView>, Error> {
     let url = url.or(context.config.parking.url.as_deref()).ok_or(Error::NoUrl)?;
-    let mut views = list(&Store::open(url)?).await?;
+    let mut views = list(&Store::open(&context.config.parking, url)?).await?;
     views.sort_by_key(|view| std::cmp::Reverse(view.created));
     Ok(views)
 }

@@ -69,11 +69,11 @@ pub async fn restore(context: &Arc<Context>, order: &Order) -> Result<(String, S
 }
 
 async fn find(context: &Context, checkpoint: &str) -> Result<Store, Error> {
-    let configured = || context.config.parking.url.as_deref().ok_or(Error::NoUrl);
+    let parking = &context.config.parking;
     if is_migration_id(checkpoint) {
-        return Ok(Store::open(configured()?)?.of(checkpoint));
+        return Ok(Store::open(parking, parking.url.as_deref().ok_or(Error::NoUrl)?)?.of(checkpoint));
     }
-    let store = Store::open(checkpoint)?;
+    let store = Store::open(parking, checkpoint)?;
     if checkpoint.rsplit_once('/').is_some_and(|(_, last)| is_migration_id(last)) {
         return Ok(store);
     }

@@ -143,7 +143,7 @@ pub async fn keep_swept(context: Arc<Context>) {
     loop {
         times.tick().await;
         let swept = async {
-            let store = Store::open(url)?;
+            let store = Store::open(parking, url)?;
             catch_up(&store, &context.config.host.name, &context.journal).await?;
             sweep(&store, parking.retention, Timestamp::now()).await
         };

@@ -26,6 +26,7 @@ use tracing::info;
 
 use super::Error;
 use super::http::Connector;
+use crate::config::Parking;
 
 /// The most that an object is cut into, uploaded and downloaded at a time, in bytes. S3 has 10,000 parts an object and at least 5 MiB a part:
 /// 156 GiB after compression.
@@ -101,8 +102,8 @@ pub fn check_url(url: &str) -> Result<(), Error> {
 }
 
 impl Store {
-    /// Opens a place. Nothing is asked of a bucket yet.
-    pub(super) fn open(url: &str) -> Result<Self, Error> {
+    /// Opens a place. Nothing is asked of a bucket yet; the file with its authorities is read.
+    pub(super) fn open(config: &Parking, url: &str) -> Result<Self, Error> {
         let bad = || Error::BadUrl(url.to_owned());
         let failed = |source| Error::Store { action: "open", url: url.to_owned(), source };
         let parsed = |text: &str| Path::parse(text).map_err(|source| failed(source.into()));
@@ -119,18 +120,9 @@ impl Store {
                 Ok(Self { inner: Arc::new(store), prefix: parsed(below)?, url: url.to_owned() })
             }
             Place::Bucket { bucket, prefix } => {
-                let backoff =
-                    BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, ..BackoffConfig::default() };
-                let retry = RetryConfig { backoff, retry_timeout: RETRY, ..RetryConfig::default() };
-                let store = AmazonS3Builder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_http_connector(Connector)
-                    // Whoever names an endpoint without TLS means it; Amazon's own have it.
-                    .with_client_options(ClientOptions::new().with_allow_http(true))
-                    .with_retry(retry)
-                    .build()
-                    .map_err(failed)?;
-                Ok(Self { inner: Arc::new(store), prefix: parsed(prefix)?, url: url.to_owned() })
+                let inner =
+                    self::bucket(AmazonS3Builder::from_env(), bucket, Connector::open(config)?).map_err(failed)?;
+                Ok(Self { inner, prefix: parsed(prefix)?, url: url.to_owned() })
             }
         }
     }
@@ -257,6 +249,24 @@ impl Store {
     }
 }
 
+/// A bucket, with what the environment says of it in `builder`.
+pub(super) fn bucket(
+    builder: AmazonS3Builder,
+    name: &str,
+    connector: Connector,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    let backoff = BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, ..BackoffConfig::default() };
+    let retry = RetryConfig { backoff, retry_timeout: RETRY, ..RetryConfig::default() };
+    let store = builder
+        .with_bucket_name(name)
+        .with_http_connector(connector)
+        // Whoever names an endpoint without TLS means it; Amazon's own have it.
+        .with_client_options(ClientOptions::new().with_allow_http(true))
+        .with_retry(retry)
+        .build()?;
+    Ok(Arc::new(store))
+}
+
 /// Whether it may be otherwise in a moment.
 fn is_passing(failure: &Error) -> bool {
     match failure {
@@ -287,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn an_object_is_created_once_and_read_back_by_its_name_below_the_place() {
         let scratch = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("file://{}", scratch.path().display())).unwrap();
+        let store = Store::open(&Parking::default(), &format!("file://{}", scratch.path().display())).unwrap();
         let id = "0191e0a0-0000-7000-8000-000000000001";
         let checkpoint = store.of(id);
         assert!(checkpoint.create("claimed", Bytes::from_static(b"one")).await.unwrap());
@@ -295,7 +305,7 @@ mod tests {
         assert_eq!(checkpoint.get("claimed").await.unwrap().unwrap(), "one");
         assert_eq!(store.list().await.unwrap()[0].name, format!("{id}/claimed"));
         assert_eq!(checkpoint.list().await.unwrap()[0].name, "claimed");
-        let by_url = Store::open(checkpoint.url()).unwrap();
+        let by_url = Store::open(&Parking::default(), checkpoint.url()).unwrap();
         assert_eq!(by_url.get("claimed").await.unwrap().unwrap(), "one");
         assert_eq!(checkpoint.part("claimed", 1..3).await.unwrap(), "ne");
         checkpoint.delete_all(["claimed".to_owned(), "none".to_owned()]).await.unwrap();
@@ -305,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_not_there_is_told() {
-        let missing = Store::open("file:///nonexistent/parked").unwrap_err();
+        let missing = Store::open(&Parking::default(), "file:///nonexistent/parked").unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/parked"), "{missing}");
     }
 }

@@ -74,7 +74,7 @@ impl Upload {
     pub(crate) fn open(context: &Context, url: &str) -> Result<Self, Error> {
         let parking = &context.config.parking;
         Ok(Self {
-            store: Store::open(url)?,
+            store: Store::open(parking, url)?,
             host: context.config.host.name.clone(),
             source: context.capacity.as_source(&context.config.host.name),
             cpuinfo: context.capacity.cpuinfo(),
